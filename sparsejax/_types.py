@@ -1,0 +1,43 @@
+"""Names of the things every module speaks about, and the one dtype rule.
+
+A tree of parameters is any pytree. Everything that belongs to its leaves is either a tree of the same structure
+(scores, masks, sparsities) or a flat dict keyed by leaf name (learned auxiliaries such as bounds; counts).
+"""
+
+from collections.abc import Callable, Mapping
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Params = chex.ArrayTree
+"""A tree of parameters, or of anything shaped like parameters: gradients, updates, momenta."""
+
+Scores = chex.ArrayTree
+"""A tree with the structure and shapes of the parameters; the larger the score, the more the weight matters."""
+
+Mask = chex.ArrayTree
+"""A tree with the structure of the parameters; bool leaves that broadcast to them; `True` keeps. No holes."""
+
+Sparsities = chex.ArrayTree
+"""A tree with the structure of the parameters; one number a leaf, the share to prune; 0.0 leaves it alone."""
+
+Bounds = Mapping[str, chex.Numeric]
+"""One relative bound a pruned leaf, keyed by the leaf's name, in units of the leaf's standard deviation."""
+
+Where = None | str | Callable[[str, jax.Array], bool]
+"""Which leaves: `None` (float leaves of rank >= 2), a regular expression searched in the name, or a predicate."""
+
+Clock = Callable[[chex.Numeric], chex.Numeric]
+"""A function of the step, counted from 0: a bool (look at the mask now?), or a number (how far along?)."""
+
+Operator = Callable[[jax.Array, chex.Numeric], jax.Array]
+"""`(weights, absolute threshold) -> weights` of the same shape and dtype: one of `sparsejax.ops`."""
+
+
+def wide_dtype(*arrays: jax.Array) -> jnp.dtype:
+    """Returns the dtype in which arrays are compared and summed: the widest of theirs, and at least float32."""
+    # A threshold must not be rounded to bfloat16 on its way to a comparison. This promotion is meant, so it is stated
+    # here once, and holds where the user has asked JAX to refuse implicit ones.
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(jnp.float32, *(array.dtype for array in arrays))

@@ -1,0 +1,59 @@
+"""A module imports only from lower floors, and the library from nothing but JAX, optax and chex."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "sparsejax"
+ROOF = 4
+FLOORS = {
+    "_types": 0,
+    "tree": 0.1,
+    "surrogates": 0.1,
+    "losses": 0.1,
+    "schedules": 0.1,
+    "ops": 0.2,
+    "masks": 0.2,
+    "thresholds": 0.2,
+    "multiply_adds": 0.2,
+    "bounds": 1,
+    "report": 1,
+    "__init__": ROOF,
+}
+ALLOWED = {"jax", "numpy", "optax", "chex", "sparsejax"}
+
+
+def imported(module: str) -> set[str]:
+    """Every module that a file imports, at its top or inside a function, as dotted names."""
+    names = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively; name the package"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_every_module_has_a_floor():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(FLOORS)
+
+
+@pytest.mark.parametrize("module", FLOORS)
+def test_imports_go_down(module):
+    for name in imported(module):
+        top, *rest = name.split(".")
+        assert top in ALLOWED | sys.stdlib_module_names, f"{module} imports {name}"
+        if top == "sparsejax":
+            assert FLOORS[rest[0]] < FLOORS[module], f"{module} (floor {FLOORS[module]}) imports {name}"
+
+
+def test_the_library_needs_nothing_but_jax_optax_and_chex():
+    """Imports it in a process where Flax, TFDS, matplotlib and the like cannot be found."""
+    blocked = ["flax", "tensorflow_datasets", "matplotlib", "orbax", "sklearn", "scipy.sparse", "tyro", "tqdm"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import sparsejax; print(sparsejax.__version__)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert result.returncode == 0, result.stderr
