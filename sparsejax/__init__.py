@@ -1,6 +1,6 @@
 """Sparse neural networks in JAX: pruning as pure functions over parameter pytrees."""
 
-from sparsejax import bounds, losses, masks, ops, schedules, surrogates, tree
+from sparsejax import bounds, losses, masks, ops, report, schedules, surrogates, tree
 from sparsejax.masks import apply, sparsity
 
 __version__ = "0.1.0"
@@ -11,6 +11,7 @@ __all__ = [
     "losses",
     "masks",
     "ops",
+    "report",
     "schedules",
     "sparsity",
     "surrogates",

@@ -19,6 +19,7 @@ FLOORS = {
     "masks": 0.2,
     "thresholds": 0.2,
     "multiply_adds": 0.2,
+    "counts": 0.3,
     "bounds": 1,
     "report": 1,
     "__init__": ROOF,
