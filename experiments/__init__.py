@@ -1,0 +1,1 @@
+"""Experiments: one file a claim of a paper, and the parts that they share."""
