@@ -39,7 +39,7 @@ def init(params: Params, sparsity: chex.Numeric, where: Where = None, min_size: 
     """Returns one relative bound a layer, `sqrt(2) erfinv(sparsity)`, to hold constant or to learn.
 
     Args:
-      params: the tree of parameters.
+      params: the tree of parameters; `jax.ShapeDtypeStruct` leaves will do.
       sparsity: share to prune in every layer, in [0, 1). May be traced. Bounds that are to be learned start below
         their target: the authors begin at 0.6 of it.
       where: which leaves, see `sparsejax.tree.select`.
@@ -231,9 +231,9 @@ def _layers(params: Params, where: Where, min_size: int) -> Iterable[str]:
     """Returns the names of the selected leaves that are large enough, checked."""
     leaves = tree.named(params)
     selected = tree.select(params, where)
-    names = [name for name in selected if jnp.size(leaves[name]) >= min_size]
+    names = [name for name in selected if math.prod(jnp.shape(leaves[name])) >= min_size]
     if not names:
-        sizes = {name: jnp.size(leaves[name]) for name in selected}
+        sizes = {name: math.prod(jnp.shape(leaves[name])) for name in selected}
         raise ValueError(f"min_size={min_size} leaves no layer to prune; the selected leaves have {sizes} entries")
     for name in names:
         thresholds.check_layer(name, leaves[name])
@@ -242,7 +242,8 @@ def _layers(params: Params, where: Where, min_size: int) -> Iterable[str]:
 
 
 def _shrink(name: str, w: chex.Array, bound: chex.Numeric, center: bool, operator: Operator) -> jax.Array:
-    w = thresholds.check_layer(name, w)
+    thresholds.check_layer(name, w)
+    w = jnp.asarray(w)
     mean, sigma = thresholds.statistics(w)
     centred = w - mean.astype(w.dtype) if center else w
     return operator(centred, jnp.asarray(bound).astype(sigma.dtype) * sigma)

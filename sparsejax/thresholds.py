@@ -5,6 +5,7 @@ its own name, and builds on the statistics and checks at the end of this module.
 """
 
 import math
+from typing import NamedTuple
 
 import chex
 import jax
@@ -34,7 +35,7 @@ def gaussian(w: chex.Array, sparsity: chex.Numeric) -> jax.Array:
     >>> gaussian(jnp.array([-1.0, 0.0, 1.0]), 0.85).item()
     1.4395
     """
-    w = check_layer("w", w)
+    check_layer("w", w)
     tree.check_no_nan("w", w)
     check_sparsity(sparsity, below_one=True)
     _, sigma = statistics(w)
@@ -45,13 +46,13 @@ def bisection(w: chex.Array, sparsity: chex.Numeric, tolerance: float = 1e-3) ->
     """Returns an absolute bound `b` with `| share of |w| < b  -  sparsity | < tolerance`, by binary search.
 
     The search halves the *bit patterns* of the non-negative floats, which order like the floats themselves: 31 counts
-    single out the bound for any float32 data, however long its tails (the paper halves `[0, max |w|]`, whose
-    resolution an outlier can spoil). It stands still once within the tolerance. The result lies midway between the
-    largest pruned and the smallest kept magnitude, so `<` and `<=` agree. Where ties make the tolerance unreachable
-    it is the nearest share that some bound attains. No gradient.
+    at most single out the bound for any float32 data, however long its tails (the paper halves `[0, max |w|]`, whose
+    resolution an outlier can spoil). It ends once within the tolerance. The result lies midway between the largest
+    pruned and the smallest kept magnitude, so `<` and `<=` agree. Where ties make the tolerance unreachable it is the
+    nearest share that some bound attains. No gradient.
 
     Args:
-      w: weights of one layer, at least one, a float dtype.
+      w: weights of one layer, at least two, a float dtype.
       sparsity: share to prune, in [0, 1]. May be traced.
       tolerance: largest deviation accepted, as a share, > 0.
 
@@ -66,7 +67,7 @@ def bisection(w: chex.Array, sparsity: chex.Numeric, tolerance: float = 1e-3) ->
     >>> bisection(jnp.array([0.9, -0.05, 0.3, -0.7, 0.25]), 0.4).item()
     0.275
     """
-    w = check_layer("w", w)
+    check_layer("w", w)
     tree.check_no_nan("w", w)
     check_sparsity(sparsity, below_one=False)
     if not tolerance > 0:
@@ -80,19 +81,22 @@ def bisection(w: chex.Array, sparsity: chex.Numeric, tolerance: float = 1e-3) ->
         trial = jax.lax.bitcast_convert_type(pattern, magnitude.dtype)
         return jnp.mean(magnitude < trial, dtype=magnitude.dtype) - wanted
 
-    def halve(_, state):
-        low, high, best, error = state
-        middle = low + (high - low) // 2
+    def searching(state):
+        return (jnp.abs(state.error) >= stop) & (state.step < steps)
+
+    def halve(state):
+        middle = state.low + (state.high - state.low) // 2
         excess = gap(middle)
-        closer = (jnp.abs(excess) < jnp.abs(error)) & (jnp.abs(error) >= stop)
-        best, error = jnp.where(closer, middle, best), jnp.where(closer, excess, error)
-        return jnp.where(excess < 0, middle, low), jnp.where(excess < 0, high, middle), best, error
+        low, high = jnp.where(excess < 0, middle, state.low), jnp.where(excess < 0, state.high, middle)
+        closer = jnp.abs(excess) < jnp.abs(state.error)
+        best, error = jnp.where(closer, middle, state.best), jnp.where(closer, excess, state.error)
+        return _Search(state.step + 1, low, high, best, error)
 
     low = jnp.zeros((), bits)
     high = jax.lax.bitcast_convert_type(jnp.asarray(jnp.inf, magnitude.dtype), bits)
     # The bound 0 prunes nothing; it stays the answer only where pruning nothing is near enough.
-    state = jax.lax.fori_loop(0, steps, halve, (low, high, low, -wanted))
-    return _midway(magnitude, jax.lax.bitcast_convert_type(state[2], magnitude.dtype))
+    found = jax.lax.while_loop(searching, halve, _Search(jnp.int32(0), low, high, low, -wanted))
+    return _midway(magnitude, jax.lax.bitcast_convert_type(found.best, magnitude.dtype))
 
 
 def statistics(w: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -109,12 +113,11 @@ def relative(sparsity: chex.Numeric) -> jax.Array:
     return math.sqrt(2) * jax.scipy.special.erfinv(wide)
 
 
-def check_layer(name: str, w: chex.Array) -> jax.Array:
-    """Returns the layer as an array; raises `ValueError` unless it is of a float type and has a standard deviation."""
+def check_layer(name: str, w: chex.Array) -> None:
+    """Raises `ValueError` unless a layer is of a float type and has a standard deviation."""
     tree.check_prunable(name, w, "leave it out")
-    if jnp.size(w) < 2:
+    if math.prod(jnp.shape(w)) < 2:
         raise ValueError(f"leaf {name!r} has a single entry; a standard deviation needs two: leave it out")
-    return jnp.asarray(w)
 
 
 def check_sparsity(sparsity: chex.Numeric, below_one: bool) -> None:
@@ -125,6 +128,16 @@ def check_sparsity(sparsity: chex.Numeric, below_one: bool) -> None:
     if not (0 <= share < 1 or (share == 1 and not below_one)):
         interval, reason = ("[0, 1)", "no bound prunes all of a Gaussian") if below_one else ("[0, 1]", "it is a share")
         raise ValueError(f"sparsity={share} is outside {interval}: {reason}; for 85% pass 0.85")
+
+
+class _Search(NamedTuple):
+    """Bit patterns of the bracket and of the best bound so far, and that bound's excess share."""
+
+    step: jax.Array
+    low: jax.Array
+    high: jax.Array
+    best: jax.Array
+    error: jax.Array
 
 
 def _midway(magnitude: jax.Array, bound: jax.Array) -> jax.Array:

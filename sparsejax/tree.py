@@ -154,7 +154,7 @@ def check_prunable(name: str, leaf: Any, way_out: str) -> None:
 
 
 def check_no_nan(name: str, leaf: Any) -> None:
-    """Raises if a concrete leaf holds a NaN; says nothing about a traced one.
+    """Raises if a leaf holds a NaN; says nothing about one without a value, traced or abstract.
 
     Args:
       name: the leaf's name, for the message.
@@ -165,7 +165,7 @@ def check_no_nan(name: str, leaf: Any) -> None:
 
     >>> check_no_nan("kernel", jnp.ones((2, 3)))
     """
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
         return
     with jax.ensure_compile_time_eval():  # a concrete leaf may be met while something else is traced
         count = int(jnp.isnan(leaf).sum())

@@ -192,6 +192,7 @@ def test_small_leaves_stay_dense():
     params = {"large": laws.weights((25, 40)), "small": laws.weights((27, 37))}
     assert list(bounds.init(params, 0.5)) == ["large"]
     assert list(bounds.init(params, 0.5, min_size=999)) == ["large", "small"]
+    assert list(bounds.init(jax.eval_shape(lambda: params), 0.5)) == ["large"]
 
 
 def test_one_trace_serves_every_bound_and_sparsity():
