@@ -9,6 +9,8 @@ A bound is *relative*: it is in standard deviations of its layer, so that it sta
     learned      b = init(params, 0.6 s) trained with the network, under a loss of `sparsejax.losses`
     without STE  shrink(params, b, operator=sparsejax.ops.hard_threshold)
 
+and ours, for weights that are not Gaussian: learned, under the density of what is really `kept`.
+
 Train learned bounds with a lower rate (the authors: a hundredth) and no weight decay, kept in range:
 
     optax.partition({"weights": weights_tx, "bounds": optax.chain(optax.sgd(lr / 100, 0.9), keep_in_range())}, labels)
@@ -32,7 +34,7 @@ from sparsejax import ops, thresholds, tree
 from sparsejax._types import Bounds, Operator, Params, Where
 from sparsejax.thresholds import bisection, gaussian
 
-__all__ = ["bisection", "finalize", "gaussian", "init", "keep_in_range", "search", "shrink", "sparsities"]
+__all__ = ["bisection", "finalize", "gaussian", "init", "keep_in_range", "kept", "search", "shrink", "sparsities"]
 
 
 def init(params: Params, sparsity: chex.Numeric, where: Where = None, min_size: int = 1000) -> dict[str, jax.Array]:
@@ -183,6 +185,32 @@ def sparsities(bounds: Bounds) -> dict[str, jax.Array]:
     0.6827
     """
     return {name: jax.scipy.special.erf(jnp.asarray(b) / math.sqrt(2)) for name, b in bounds.items()}
+
+
+def kept(params: Params, bounds: Bounds, center: bool = True) -> dict[str, jax.Array]:
+    """Returns the share of weights that each bound really keeps, by counting.
+
+    Where weights are not Gaussian it differs from `1 - erf(b / sqrt(2))`; given to `sparsejax.losses.density` it makes
+    a budget hold for the weights as they are.
+
+    Args:
+      params: the tree of parameters that is trained.
+      bounds: `{name: b}`, relative bounds.
+      center: as in `shrink`.
+
+    Returns:
+      `{name: share}`, float32, without a gradient.
+
+    Raises:
+      ValueError: as `shrink` does.
+
+    Source: ours; the paper's loss is about the model's share only.
+
+    >>> kept({"kernel": jnp.array([[0.3, -0.1, 0.05, -0.6]])}, {"kernel": jnp.float32(1.0)})["kernel"].item()
+    0.5
+    """
+    pruned = tree.named(jax.lax.stop_gradient(shrink(params, bounds, center)))
+    return {name: jnp.mean(pruned[name] != 0, dtype=jnp.float32) for name in bounds}
 
 
 def keep_in_range(low: float = 1e-3, high: float = 5.0) -> optax.GradientTransformation:

@@ -22,7 +22,11 @@ import jax.numpy as jnp
 from sparsejax._types import Bounds
 
 
-def density(bounds: Bounds, weights: Mapping[str, chex.Numeric] | None = None) -> jax.Array:
+def density(
+    bounds: Bounds,
+    weights: Mapping[str, chex.Numeric] | None = None,
+    kept: Mapping[str, chex.Numeric] | None = None,
+) -> jax.Array:
     """Returns the share of weights that Gaussian layers keep under their bounds.
 
     `mean_i d_i` or `sum c_i d_i / sum c_i`, with `d_i = 1 - erf(b_i / sqrt(2))`, whose gradient is
@@ -33,14 +37,16 @@ def density(bounds: Bounds, weights: Mapping[str, chex.Numeric] | None = None) -
       weights: `None` for the mean over layers (Eq. 6), or `{name: c}` for the weighted mean (Eq. 8): sizes for the
         density of the parameters, multiply-adds for that of the operations. Only the ratios matter; entries of
         leaves without a bound are ignored, so that the counts of a whole network can be passed as they are.
+      kept: `None` for the Gaussian model, or `{name: share}` from `sparsejax.bounds.kept`. Then the value is the
+        share that is really kept, and the gradient still the model's: a budget is met whatever the weights' shape.
 
     Returns:
       A scalar in [0, 1], of the bounds' dtype.
 
     Raises:
-      ValueError: there is no bound, a bound has no weight, a weight is negative, or all of them are 0.
+      ValueError: there is no bound, a bound has no weight or no kept share, a weight is negative, or all of them are 0.
 
-    Source: Retsinas et al., Weight Pruning via Adaptive Sparsity Loss, 2020, Eq. 5, 6, 8, 9 and 19.
+    Source: Retsinas et al., Weight Pruning via Adaptive Sparsity Loss, 2020, Eq. 5, 6, 8, 9 and 19. `kept` is ours.
 
     >>> bounds = {"conv": jnp.float32(0.5), "dense": jnp.float32(1.5)}
     >>> density(bounds).item(), density(bounds, {"conv": 1000, "dense": 9000}).item()
@@ -50,7 +56,11 @@ def density(bounds: Bounds, weights: Mapping[str, chex.Numeric] | None = None) -
         raise ValueError("bounds is empty, so there is no density to compute; make it with sparsejax.bounds.init")
     shares = _shares(list(bounds), weights)
     # erfc, not 1 - erf: the density of a very sparse layer keeps its digits.
-    parts = [shares[name] * jax.scipy.special.erfc(jnp.asarray(b) / math.sqrt(2)) for name, b in bounds.items()]
+    model = {name: jax.scipy.special.erfc(jnp.asarray(b) / math.sqrt(2)) for name, b in bounds.items()}
+    if kept is not None:
+        _check_entries(kept, list(bounds), "kept", "make it with sparsejax.bounds.kept from the same bounds")
+        model = {name: d + jax.lax.stop_gradient(kept[name] - d) for name, d in model.items()}
+    parts = [shares[name] * d for name, d in model.items()]
     return sum(parts[1:], start=parts[0])
 
 
@@ -135,12 +145,7 @@ def _shares(names: list[str], weights: Mapping[str, chex.Numeric] | None) -> dic
     """Returns what each layer contributes to the mean; the shares sum to 1."""
     if weights is None:
         return dict.fromkeys(names, 1 / len(names))
-    missing = [name for name in names if name not in weights]
-    if missing:
-        raise ValueError(
-            f"weights has no entry for the bounds of {missing}; its entries are {list(weights)}. Pass the size or the "
-            f"multiply-adds of every leaf that has a bound"
-        )
+    _check_entries(weights, names, "weights", "pass the size or the multiply-adds of every leaf that has a bound")
     chosen = {name: weights[name] for name in names}
     if any(isinstance(c, jax.core.Tracer) for c in chosen.values()):
         total = sum(map(jnp.asarray, chosen.values()), start=jnp.zeros(()))
@@ -150,6 +155,14 @@ def _shares(names: list[str], weights: Mapping[str, chex.Numeric] | None) -> dic
     if min(counts.values()) < 0 or not sum(counts.values()) > 0:
         raise ValueError(f"weights={counts} must be >= 0 and not all 0: they are each layer's part of the density")
     return {name: c / sum(counts.values()) for name, c in counts.items()}
+
+
+def _check_entries(entries: Mapping[str, chex.Numeric], names: list[str], argument: str, way_out: str) -> None:
+    missing = [name for name in names if name not in entries]
+    if missing:
+        raise ValueError(
+            f"{argument} has no entry for the bounds of {missing}; its entries are {list(entries)}: {way_out}"
+        )
 
 
 def _check_share(value: chex.Numeric, argument: str) -> None:

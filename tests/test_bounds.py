@@ -169,6 +169,41 @@ def test_gradients_of_every_tree_are_the_loop(view):
         np.testing.assert_allclose(db[name], expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("center", [True, False])
+def test_kept_counts_what_shrink_keeps(center):
+    make, names = laws.TREES["two layers"]
+    params = make(jnp.float32)
+    learned = bounds.init(params, 0.8)
+    got = jax.jit(partial(bounds.kept, center=center))(params, learned)
+    for name in names:
+        pruned, _ = oracles.shrink(tree.named(params)[name], RELATIVE[0.8], center)
+        np.testing.assert_allclose(got[name], np.mean(pruned != 0), atol=1e-3)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_counted_budget_is_met_by_weights_that_are_no_gaussian(counted):
+    """Under the model alone, heavy tails end where the Gaussian's bound leaves them, far beyond the target."""
+    values = np.random.default_rng(16).laplace(size=(60, 50)) ** 3
+    without = 1 - np.mean(oracles.shrink(values, RELATIVE[0.85])[0] != 0)
+    assert without > 0.9
+    params = {"kernel": jnp.asarray(values, jnp.float32)}
+    learned = bounds.init(params, 0.5)
+    tx = optax.chain(optax.sgd(0.02, 0.9), bounds.keep_in_range())
+
+    def loss(learned):
+        kept = bounds.kept(params, learned) if counted else None
+        return 10 * losses.squared_budget(losses.density(learned, None, kept), 0.15)
+
+    def step(carry, _):
+        learned, state = carry
+        updates, state = tx.update(jax.grad(loss)(learned), state, learned)
+        return (optax.apply_updates(learned, updates), state), None
+
+    (learned, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, length=500))((learned, tx.init(learned)))
+    zeros = np.mean(bounds.finalize(params, learned)["kernel"] == 0)
+    np.testing.assert_allclose(zeros, 0.85 if counted else without, atol=0.005)
+
+
 def test_without_straight_through_pruned_weights_and_bounds_get_no_gradient():
     params = {"kernel": laws.weights((30, 40))}
     f = partial(bounds.shrink, operator=ops.hard_threshold)

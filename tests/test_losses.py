@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from sparsejax import losses
+from sparsejax import losses, report
 
 # Vectors AS7-AS9.
 B = {"a": jnp.float32(0.5), "b": jnp.float32(1.0), "c": jnp.float32(1.5)}
@@ -71,6 +71,29 @@ def test_only_the_ratios_of_weights_matter_and_other_leaves_are_ignored():
     np.testing.assert_allclose(traced, losses.density(B, SIZES), rtol=1e-6)
 
 
+def test_kept_shares_give_the_value_and_the_model_gives_the_gradient():
+    kept = {"a": jnp.float32(0.1), "b": jnp.float32(0.2), "c": jnp.float32(0.4)}
+    value, slopes = jax.value_and_grad(lambda b: losses.density(b, SIZES, kept))(B)
+    np.testing.assert_allclose(value, 0.1 * 0.1 + 0.4 * 0.2 + 0.5 * 0.4, rtol=1e-6)
+    model = jax.grad(lambda b: losses.density(b, SIZES))(B)
+    np.testing.assert_allclose([slopes[k] for k in "abc"], [model[k] for k in "abc"], rtol=1e-6)
+
+
+def test_multiply_adds_of_a_traced_network_are_weights_as_they_are():
+    """A convolution of few weights and many output positions outweighs a dense layer in operations, not in size."""
+    params = {"conv": jnp.zeros((3, 3, 1, 2)), "dense": jnp.zeros((128, 10))}
+
+    def network(params, images):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(images, params["conv"], (1, 1), "SAME", dimension_numbers=dimensions)
+        return x.reshape(1, 128) @ params["dense"]
+
+    products = report.multiply_adds(network, params, jnp.zeros((1, 8, 8, 1))).by_leaf
+    assert products == {"conv": 8 * 8 * 18, "dense": 1280}
+    bounds = {"conv": jnp.float32(0.0), "dense": jnp.float32(5.0)}
+    np.testing.assert_allclose(losses.density(bounds, products), 1152 / (1152 + 1280), rtol=1e-5)
+
+
 def test_counts_beyond_float32_are_exact():
     weights = {"a": 2**53 - 1, "b": 1, "c": 0}
     np.testing.assert_allclose(losses.density(B, weights), oracles.densities([0.5])[0], rtol=1e-6)
@@ -103,6 +126,7 @@ def test_layer_gap_pulls_to_the_nearer_edge_and_rests_outside():
 WRONG = {
     "no bounds": (lambda: losses.density({}), "bounds is empty"),
     "a bound without a weight": (lambda: losses.density(B, {"a": 1}), r"no entry for the bounds of \['b', 'c'\]"),
+    "a bound without a kept share": (lambda: losses.density(B, None, {"a": 0.5}), r"kept has no entry.*\['b', 'c'\]"),
     "a negative weight": (lambda: losses.density(B, {"a": 1, "b": -1, "c": 1}), "must be >= 0"),
     "no weight at all": (lambda: losses.density(B, dict.fromkeys("abc", 0)), "not all 0"),
     "a budget in percent": (lambda: losses.squared_budget(0.5, 15), r"budget=15 is outside \[0, 1\]"),
