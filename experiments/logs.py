@@ -1,0 +1,176 @@
+"""The folder of a run: its configuration, its metrics and its checkpoints, so that a killed run continues exactly.
+
+* `config.json`: what was run; a folder never mixes two runs.
+* `metrics.jsonl`: one line an epoch; a loss may be NaN, which Python and pandas read.
+* `checkpoints/`: the newest one, by Orbax.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import chex
+import flax.linen as nn
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments.data import Dataset
+from experiments.methods import Method, Recipe
+from experiments.steps import State
+
+
+def describe(
+    model: nn.Module,
+    method: Method,
+    dataset: Dataset,
+    recipe: Recipe,
+    initial: tuple[chex.ArrayTree, chex.ArrayTree] | None,
+    settings: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Returns everything that the numbers of a run depend on, JSON-serialisable if `settings` is."""
+    return {
+        "model": " ".join(repr(model).split()),
+        "method": method.name,
+        "dataset": {
+            "name": dataset.name,
+            "train": dataset.train.images.shape,
+            "validation": dataset.validation.images.shape,
+        },
+        "recipe": dataclasses.asdict(recipe),
+        "initial": None if initial is None else _fingerprint(initial),
+        "config": settings or {},
+    }
+
+
+def _fingerprint(tree: chex.ArrayTree) -> str:
+    """Returns a short hash of the leaves' contents."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Nowhere:
+    """A run without a folder, which forgets everything at its end."""
+
+    def restore(self, template: State) -> tuple[State | None, list[dict]]:
+        """Returns nothing to continue from."""
+        return None, []
+
+    def log(self, row: dict) -> None:
+        """Does nothing."""
+
+    def save(self, epochs: int, state: State) -> None:
+        """Does nothing."""
+
+
+class Folder:
+    """A run's folder.
+
+    Metrics are written before the checkpoint of the same epoch, so that a kill between the two leaves lines too many,
+    which `restore` drops, and never too few.
+    """
+
+    def __init__(self, directory: os.PathLike | str, config: dict[str, Any]):
+        """Opens a new folder, or that of an earlier run with the same configuration.
+
+        Args:
+          directory: on a local disk.
+          config: JSON-serialisable; everything that the numbers depend on.
+
+        Raises:
+          ValueError: if the folder holds another run or something that is no run, or `config` is not JSON.
+        """
+        self.directory = Path(directory).absolute()
+        self.metrics = self.directory / "metrics.jsonl"
+        try:
+            config = json.loads(json.dumps(config))
+        except TypeError as error:
+            raise ValueError(f"config: {error}; pass numbers, strings, lists and dicts") from error
+        self._check(config)
+        # A background save would still read buffers that the next epoch is given to overwrite.
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        self.checkpoints = ocp.CheckpointManager(self.directory / "checkpoints", options=options)
+
+    def restore(self, template: State) -> tuple[State | None, list[dict]]:
+        """Returns the newest checkpoint (None if there is none) and the metrics up to it, and drops those beyond it.
+
+        Args:
+          template: the state's structure, shapes, dtypes and shardings, as `jax.ShapeDtypeStruct`s.
+
+        Raises:
+          ValueError: if metrics of epochs before the checkpoint are missing.
+        """
+        epochs = self.checkpoints.latest_step() or 0
+        history = self._read(epochs)
+        if not epochs:
+            return None, history
+        return self.checkpoints.restore(epochs, args=ocp.args.StandardRestore(template)), history
+
+    def log(self, row: dict) -> None:
+        """Appends the metrics of an epoch, which survive a kill from then on."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def save(self, epochs: int, state: State) -> None:
+        """Saves the state after so many epochs; the one before goes only when this one is complete."""
+        self.checkpoints.save(epochs, args=ocp.args.StandardSave(state))
+
+    def _check(self, config: dict[str, Any]) -> None:
+        path = self.directory / "config.json"
+        if not path.exists():
+            if self.directory.exists() and any(self.directory.iterdir()):
+                raise ValueError(
+                    f"directory: {self.directory} is not empty and has no config.json, so it is not a run's folder; "
+                    "choose another"
+                )
+            self.directory.mkdir(parents=True, exist_ok=True)
+            _replace(path, json.dumps(config, indent=1) + "\n")
+        there, here = _flat(json.loads(path.read_text())), _flat(config)
+        different = [
+            f"{name}: {there.get(name, 'nothing')!r} there, {here.get(name, 'nothing')!r} now"
+            for name in sorted(there.keys() | here.keys())
+            if name not in there or name not in here or there[name] != here[name]
+        ]
+        if different:
+            raise ValueError(
+                f"directory: {self.directory} holds a run with another configuration ({'; '.join(different)}); "
+                "choose another directory or delete this one"
+            )
+
+    def _read(self, epochs: int) -> list[dict]:
+        lines = self.metrics.read_text().splitlines()[:epochs] if self.metrics.exists() else []
+        if len(lines) < epochs:
+            raise ValueError(
+                f"directory: {self.metrics} has {len(lines)} epochs, but the checkpoint has {epochs}; "
+                "restore the file or delete the directory"
+            )
+        _replace(self.metrics, "".join(line + "\n" for line in lines))
+        return [json.loads(line) for line in lines]
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file so that a reader finds the old or the new content, whole, whenever the writer is killed."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns {"recipe.epochs": 60, ...}; lists are leaves."""
+    if not isinstance(config, dict) or not config:
+        return {prefix: config}
+    return {
+        name: value
+        for key, inner in config.items()
+        for name, value in _flat(inner, f"{prefix}.{key}" if prefix else key).items()
+    }

@@ -1,0 +1,121 @@
+"""The recipe of a training run, and the seam at which a pruning method plugs into it.
+
+A method is pure functions over what it trains: the parameters themselves, or the parameters together with auxiliaries
+such as bounds and gates. The training loop never looks inside.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+Trainable = chex.ArrayTree
+"""What a method's optimizer updates; only the method knows its structure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to train, whatever the method."""
+
+    epochs: int = 60
+    """Number of passes over the training split."""
+    batch_size: int = 128
+    """Images in a step, over all devices together; an epoch drops its last, partial batch."""
+    learning_rate: float = 0.1
+    """Learning rate at the start of each cycle."""
+    momentum: float = 0.9
+    """Momentum of the dense method's SGD; other methods may use it."""
+    weight_decay: float = 5e-4
+    """Coefficient w of the L2 term (w / 2) |params|^2 in the dense method's gradient; other methods may use it."""
+    cycles: int = 1
+    """Number of cosine cycles, each of which starts again at the full learning rate; it divides `epochs`."""
+    augment: bool = False
+    """Random crops from a border of 4 zero pixels, and horizontal flips."""
+    seed: int = 0
+    """The first seed; it draws the initial weights, the order of the data and the augmentation."""
+    seeds: int = 3
+    """Number of networks trained side by side, with seeds seed, seed + 1, ..."""
+    checkpoint_every: int = 0
+    """Epochs between checkpoints; 0 saves the end only."""
+
+    def __post_init__(self):
+        """Raises `ValueError` for numbers that no run can have."""
+        for name in ("epochs", "batch_size", "cycles", "seeds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, but a run has at least 1")
+        for name in ("learning_rate", "momentum", "weight_decay", "seed", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, but it cannot be negative")
+        if self.epochs % self.cycles:
+            raise ValueError(
+                f"cycles: got {self.cycles}, which does not divide epochs, {self.epochs}; choose a divisor"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How to train a sparse network: pure functions of one network, without a seeds axis."""
+
+    name: str
+    """For logs and figures."""
+    init: Callable[[chex.PRNGKey, chex.ArrayTree], Trainable]
+    """(key, params) -> trainable."""
+    forward: Callable[[Trainable], chex.ArrayTree]
+    """trainable -> the parameters that the network runs with; differentiable."""
+    penalty: Callable[[Trainable], chex.Numeric]
+    """trainable -> a scalar that is added to the task's loss; differentiable."""
+    optimizer: Callable[[optax.Schedule], optax.GradientTransformation]
+    """learning-rate schedule -> optimizer of trainable."""
+    finalize: Callable[[Trainable], chex.ArrayTree]
+    """trainable -> parameters with real zeros, for evaluation and export."""
+
+
+def dense(recipe: Recipe) -> Method:
+    """Returns ordinary training by SGD with momentum m and coupled (L2) weight decay w, as in PyTorch.
+
+    b <- m b + (gradient + w params);  params <- params - learning rate b.
+
+    Args:
+      recipe: `momentum` and `weight_decay` are read.
+
+    Returns:
+      A method whose trainable is params.
+    """
+
+    def optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
+        return optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(schedule, recipe.momentum))
+
+    return Method(
+        name="dense",
+        init=lambda key, params: params,
+        forward=lambda params: params,
+        penalty=lambda params: jnp.zeros(()),
+        optimizer=optimizer,
+        finalize=lambda params: params,
+    )
+
+
+def cosine_cycles(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
+    """Returns the learning rate of every step: cosine cycles from `learning_rate` to 0, constant within an epoch.
+
+    0.5 learning_rate (1 + cos(pi (e mod T) / T)) for epoch e = step // steps_per_epoch and T = epochs / cycles: the
+    schedule of *Adaptive Sparsity Loss*, whose code steps it once an epoch.
+
+    Args:
+      recipe: `learning_rate`, `epochs` and `cycles` are read.
+      steps_per_epoch: number of optimizer steps in an epoch.
+
+    Returns:
+      An optax schedule: step -> float32 scalar.
+    """
+    period = recipe.epochs // recipe.cycles
+    cycle = optax.cosine_decay_schedule(recipe.learning_rate, period)
+
+    def schedule(step: chex.Numeric) -> jax.Array:
+        epoch = jnp.asarray(step, jnp.int32) // steps_per_epoch
+        return cycle((epoch % period).astype(jnp.float32))
+
+    return schedule
