@@ -1,0 +1,26 @@
+"""The command line: `python -m experiments NAME [options]`; `--help` lists names and options."""
+
+from typing import Annotated
+
+import tyro
+from tyro.conf import subcommand
+
+from experiments import adaptive_sparsity, prepare_data, quickstart
+
+EXPERIMENTS = {"quickstart": quickstart, "adaptive_sparsity": adaptive_sparsity, "prepare_data": prepare_data}
+
+
+def parse(arguments: list[str] | None = None):
+    """Returns the configuration that a command line asks for, and the experiment it belongs to."""
+    union = None
+    for name, module in EXPERIMENTS.items():
+        choice = Annotated[module.Config, subcommand(name=name, description=module.Config.__doc__)]
+        union = choice if union is None else union | choice
+    config = tyro.cli(union, args=arguments, prog="python -m experiments")
+    (module,) = [module for module in EXPERIMENTS.values() if type(config) is module.Config]
+    return module, config
+
+
+if __name__ == "__main__":
+    module, config = parse()
+    module.main(config)

@@ -1,0 +1,146 @@
+"""The main job: train a network, prune it with every method there is, and compare the results with honest controls.
+
+    python -m experiments quickstart
+
+Every network sees the same number of epochs in all, in cosine cycles. Methods that start from a trained network train
+it for all cycles but the last, prune it, and fine-tune it for the last one; the others take all cycles at once. The
+controls are the dense network trained on for the last cycle, and a thin dense network with as many parameters as
+pruning leaves.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+
+import sparsejax as sj
+from experiments import figures, models, pruning, results, setup, training
+from experiments.adaptive_sparsity import pruned
+from experiments.data import Dataset
+from experiments.methods import Method, Recipe, dense
+from experiments.results import Measured
+from experiments.training import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(setup.Options):
+    """The main job: a dense network, every pruning method, and controls, as a table and a picture."""
+
+    target: float = 0.85
+    """Sparsity of the pruned layers in the table."""
+    sweep: tuple[float, ...] = (0.5, 0.7, 0.9, 0.95)
+    """Further sparsities, for the trade-off picture."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Workshop:
+    """What every row is made from."""
+
+    model: nn.Module
+    dataset: Dataset
+    recipe: Recipe
+    directory: Path
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers that are pruned."""
+        return pruned(self.model, self.dataset.train.images.shape[1:])
+
+    def train(self, name: str, method: Callable[[Recipe], Method], cycles: range, model=None, initial=None) -> Run:
+        """Trains a network for some of the recipe's cycles."""
+        share = len(cycles) * self.recipe.epochs // self.recipe.cycles
+        recipe = dataclasses.replace(self.recipe, epochs=share, cycles=len(cycles))
+        directory = self.directory / "runs" / name.replace(" ", "_")
+        return training.train(
+            model or self.model, method(recipe), self.dataset, recipe, directory, initial=initial, config={"row": name}
+        )
+
+    def measure(self, name: str, run: Run, model: nn.Module | None = None) -> Measured:
+        """Counts and tests a finished run."""
+        return results.measure(name, run, model or self.model, self.dataset, self.model, self.names)
+
+
+def main(config: Config) -> Path:
+    """Trains everything, prints the table, writes report, picture and logs, and returns the folder they are in."""
+    dataset, model, recipe = setup.resolve(config)
+    if recipe.cycles < 2:
+        raise ValueError(f"cycles={recipe.cycles}, but fine-tuning takes the last cycle of at least 2; pass --cycles 2")
+    directory = config.results / "quickstart" / f"{config.dataset}-{type(model).__name__}"
+    workshop = Workshop(model, dataset, recipe, directory)
+    before, last = range(recipe.cycles - 1), range(recipe.cycles - 1, recipe.cycles)
+    start = workshop.train("dense", dense, before)
+    initial = (start.params, start.model_state)
+    trained_on = after(start, workshop.train("dense, same epochs", dense, last, initial=initial))
+    controls = [workshop.measure("dense", start), workshop.measure("dense, same epochs", trained_on)]
+    rows = {share: list(pruned_rows(workshop, start, share)) for share in sorted({config.target, *config.sweep})}
+    report = describe(config, controls + rows[config.target])
+    print(report)
+    draw(config, controls[1], rows, directory / "tradeoff.png")
+    networks = controls + [network for networks in rows.values() for network in networks]
+    results.write(directory, report, {**dataclasses.asdict(config), **dataclasses.asdict(recipe)}, networks)
+    print(f"\nreport, picture and logs are in {directory}")
+    return directory
+
+
+def pruned_rows(workshop: Workshop, start: Run, share: float) -> Iterator[Measured]:
+    """Yields every method's network, and the thin control, at one sparsity of the pruned layers."""
+    every, last = range(workshop.recipe.cycles), range(workshop.recipe.cycles - 1, workshop.recipe.cycles)
+    label = f" {share:g}"
+
+    one_shot = dataclasses.replace(start, params=magnitude(start.params, share))
+    yield workshop.measure("one-shot magnitude", one_shot)
+
+    initial = (one_shot.params, one_shot.model_state)
+    tuned = workshop.train("one-shot magnitude, fine-tuned" + label, pruning.masked, last, initial=initial)
+    yield workshop.measure("one-shot magnitude, fine-tuned", after(start, tuned))
+
+    budget = partial(pruning.budget, target=share, density=pruning.counted)
+    adaptive = workshop.train("adaptive sparsity" + label, budget, every)
+    yield workshop.measure("adaptive sparsity", adaptive)
+
+    count = partial(models.parameter_count, image_shape=workshop.dataset.train.images.shape[1:])
+    layers = sum(leaf.size for name, leaf in sj.tree.named(start.params).items() if name in workshop.names)
+    kept = count(workshop.model) - round(share * layers / len(start.failed))
+    thin = models.thin(workshop.model, kept, count)
+    yield workshop.measure("thin dense", workshop.train("thin dense" + label, dense, every, model=thin), thin)
+
+
+@partial(jax.jit, static_argnums=1)
+def magnitude(params, share: float):
+    """Returns every seed's parameters with the smallest weights of each layer set to zero."""
+
+    def prune(one):
+        return sj.bounds.finalize(one, sj.bounds.search(one, share, center=False), center=False)
+
+    return jax.vmap(prune)(params)
+
+
+def after(first: Run, second: Run) -> Run:
+    """Returns the second run with the time of both."""
+    return dataclasses.replace(second, seconds=first.seconds + second.seconds)
+
+
+def describe(config: Config, networks: list[Measured]) -> str:
+    """Returns the report: one row a network."""
+    return (
+        f"# Quickstart on {config.dataset}: {config.target:.0%} of the weights of the pruned layers removed\n\n"
+        f"{config.seeds} seeds, mean ± standard deviation. The test split was used once, after training. Training "
+        f"seconds are for all seeds together, without compilation; multiply-adds are per image, and nothing here skips "
+        f"zeros for you.\n\n{results.network_table(networks)}\n"
+    )
+
+
+def draw(config: Config, control: Measured, rows: dict[float, list[Measured]], path: Path) -> None:
+    """Draws test accuracy against compression for every method."""
+    names = [network.name for network in next(iter(rows.values()))]
+    networks = [network for group in rows.values() for network in group]
+    series = {name: [(n.compression, n.accuracy) for n in networks if n.name == name] for name in names}
+    drawn, axes = figures.figure(f"Accuracy against compression, {config.dataset}: all, and near the dense network", 2)
+    for ax in axes:
+        ax.axhline(control.accuracy.mean(), color="black", linewidth=0.8, linestyle=":", label=control.name)
+        figures.tradeoff(ax, series, "compression (all parameters / non-zeros)", "test accuracy %")
+    axes[1].set_ylim(control.accuracy.mean() - 4, control.accuracy.mean() + 1)
+    figures.save(drawn, path)
