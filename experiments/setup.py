@@ -20,15 +20,13 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "wrn-16-8": models.WideResNet,
 }
 
-# The convolutions of Caffe's LeNet-5 have no ReLU behind them: it diverges at 0.05.
-RATES = {"lenet300": 0.03, "lenet5": 0.01, "wrn-16-2": 0.1, "wrn-16-8": 0.1}
-
-# What each data set is trained with unless the command line says otherwise. Digits has 11 steps an epoch at 128.
+# What each data set is trained with unless the command line says otherwise. Digits has 20 steps an epoch at 64. At 0.1,
+# LeNet-300-100 is less accurate on the larger sets, dense or not, and its weights grow heavy tails.
 PRESETS: dict[str, dict[str, Any]] = {
-    "digits": {"model": "lenet300", "epochs": 90, "batch_size": 64},
-    "mnist_5k": {"model": "lenet300", "epochs": 45, "batch_size": 64},
-    "mnist": {"model": "lenet300", "epochs": 30},
-    "fashion_mnist": {"model": "lenet300", "epochs": 30},
+    "digits": {"model": "lenet300", "epochs": 90, "batch_size": 64, "learning_rate": 0.1},
+    "mnist_5k": {"model": "lenet300", "epochs": 45, "batch_size": 64, "learning_rate": 0.02},
+    "mnist": {"model": "lenet300", "epochs": 30, "learning_rate": 0.02},
+    "fashion_mnist": {"model": "lenet300", "epochs": 30, "learning_rate": 0.02},
     "cifar10": {"model": "wrn-16-8", "epochs": 120, "augment": True},
     "cifar100": {"model": "wrn-16-8", "epochs": 120, "augment": True},
 }
@@ -51,7 +49,7 @@ class Options:
     batch_size: int | None = None
     """Images in a step."""
     learning_rate: float | None = None
-    """Learning rate at the start of each cycle; the network's own if left out."""
+    """Learning rate at the start of each cycle; 0.1 is the papers', but LeNet-5 diverges at 0.05."""
     weight_decay: float = 5e-4
     """Coefficient of the L2 term."""
     seeds: int = 3
@@ -71,10 +69,9 @@ def resolve(options: Options) -> tuple[Dataset, nn.Module, Recipe]:
       ValueError: from the recipe, for numbers that no run can have.
       FileNotFoundError: the data set is not there; the message says how to prepare it.
     """
-    preset = {"batch_size": 128, "augment": False, **PRESETS[options.dataset]}
+    preset = {"batch_size": 128, "augment": False, "learning_rate": 0.1, **PRESETS[options.dataset]}
     chosen = {name: value for name, value in dataclasses.asdict(options).items() if value is not None}
     settings = {**preset, **chosen}
-    settings.setdefault("learning_rate", RATES[settings["model"]])
     fields = [field.name for field in dataclasses.fields(Recipe) if field.name in settings]
     recipe = Recipe(**{name: settings[name] for name in fields})
     dataset = data.load(options.dataset, options.data_dir)
