@@ -20,11 +20,17 @@ FLOORS = {
     "thresholds": 0.2,
     "multiply_adds": 0.2,
     "counts": 0.3,
+    "linear_algebra": 0.2,
+    "hessian": 0.3,
+    "curves": 0.4,
+    "planes": 0.4,
     "bounds": 1,
     "report": 1,
+    "transforms": 1,
+    "directional": 1,
     "__init__": ROOF,
 }
-ALLOWED = {"jax", "numpy", "optax", "chex", "sparsejax"}
+ALLOWED = {"jax", "numpy", "scipy", "optax", "chex", "sparsejax"}  # JAX itself requires NumPy and SciPy
 
 
 def imported(module: str) -> set[str]:
