@@ -106,7 +106,7 @@ def variants(config: Config, model: nn.Module, recipe: Recipe, image: tuple[int,
             Variant(f"thin{label}", models.thin(model, kept, count), dense(recipe), {"parameters": kept}),
             Variant(f"fixed-GA{label}", model, pruning.fixed(recipe, bounds), asked),
             Variant(f"budget-wavg{label}", model, pruning.budget(recipe, share), asked),
-            Variant(f"budget-counted{label}", model, pruning.budget(recipe, share, pruning.counted), asked),
+            Variant(f"budget-counted{label}", model, pruning.counted_budget(recipe, share), asked | {"lambda": 100}),
         ]
     for strength in config.strengths:
         method = pruning.unconstrained(recipe, strength)

@@ -97,8 +97,7 @@ def pruned_rows(workshop: Workshop, start: Run, share: float) -> Iterator[Measur
     tuned = workshop.train("one-shot magnitude, fine-tuned" + label, pruning.masked, last, initial=initial)
     yield workshop.measure("one-shot magnitude, fine-tuned", after(start, tuned))
 
-    budget = partial(pruning.budget, target=share, density=pruning.counted)
-    adaptive = workshop.train("adaptive sparsity" + label, budget, every)
+    adaptive = workshop.train("adaptive sparsity" + label, partial(pruning.counted_budget, target=share), every)
     yield workshop.measure("adaptive sparsity", adaptive)
 
     count = partial(models.parameter_count, image_shape=workshop.dataset.train.images.shape[1:])
