@@ -34,7 +34,7 @@ class Config:
     """Networks to time."""
     rounds: int = 15
     """Rounds, each of which runs every method once."""
-    steps: int = 5
+    steps: int = 1
     """Training steps in a run."""
     batch_size: int = 128
     """Images in a step."""
@@ -44,7 +44,8 @@ def methods(recipe: Recipe) -> dict:
     """Returns every method to time; the first is the reference."""
     return {
         "dense": dense(recipe),
-        "budget-wavg (learned bounds)": pruning.budget(recipe, 0.85),
+        "budget-wavg": pruning.budget(recipe, 0.85),
+        "budget-counted": pruning.counted_budget(recipe, 0.85),
         "fixed-GA": pruning.fixed(recipe, partial(sj.bounds.init, sparsity=0.85)),
         "fixed-BS": pruning.fixed(recipe, partial(sj.bounds.search, sparsity=0.85)),
     }
