@@ -9,7 +9,7 @@
 
 A threshold is a scalar, or an array that broadcasts to the weights (one bound per layer of a scanned stack, say).
 Comparisons are made in float32 or wider; the result has the dtype of the weights. Kept weights pass bit for
-bit, pruned ones are exactly 0, and so is a NaN that meets a threshold.
+bit (but for subnormal ones, which XLA may flush), pruned ones are exactly 0, and so is a NaN that meets a threshold.
 """
 
 from collections.abc import Callable

@@ -171,11 +171,12 @@ def test_surrogates_are_the_published_vectors(name, dtype):
 
 
 @given(
-    w=hnp.arrays(np.float32, (4, 6), elements=st.floats(-4, 4, width=32)),
-    threshold=st.floats(0, 4, width=32),
+    w=hnp.arrays(np.float32, (4, 6), elements=st.floats(-4, 4, width=32, allow_subnormal=False)),
+    threshold=st.floats(0, 4, width=32, allow_subnormal=False),
 )
 @settings(deadline=None, max_examples=60, derandomize=True)
 def test_hard_shrink_on_any_weights(w, threshold):
+    """Any but subnormal ones, which XLA takes for zero on a CPU."""
     np.testing.assert_array_equal(ops.hard_shrink(w, np.float32(threshold)), oracles.hard(w, np.float32(threshold)))
 
 
