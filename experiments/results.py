@@ -165,13 +165,15 @@ def summary(network: Measured) -> dict[str, Any]:
 def provenance() -> dict[str, str]:
     """Returns the versions, the device and the commit that a result came from."""
     packages = ("jax", "jaxlib", "flax", "optax", "chex", "numpy", "tensorflow-datasets")
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    except OSError:  # no git, as on many a cluster
+        commit = ""
     devices = jax.devices()
     return {
         "sparsejax": sj.__version__,
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "python": platform.python_version(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         **{package: version(package) for package in packages},
