@@ -51,6 +51,7 @@ def main(config: Config) -> Path:
     dataset, model, recipe = setup.resolve(config)
     directory = config.results / "adaptive_sparsity" / f"{config.dataset}-{type(model).__name__}"
     image = dataset.train.images.shape[1:]
+    pruned = tuple(pruning.bounded(models.parameter_shapes(model, image)))
     networks = {}
     for variant in variants(config, model, recipe, image):
         run = training.train(
@@ -61,7 +62,7 @@ def main(config: Config) -> Path:
             directory / "runs" / variant.name.replace(" ", "_"),
             config={"variant": variant.name, **variant.settings},
         )
-        networks[variant.name] = results.measure(variant.name, run, variant.model, dataset, model, pruned(model, image))
+        networks[variant.name] = results.measure(variant.name, run, variant.model, dataset, model, pruned)
     checked = claims(config, networks)
     measured = list(networks.values())
     report = describe(config, measured, checked)
@@ -78,18 +79,11 @@ def settle(config: Config) -> Config:
     return dataclasses.replace(config, dataset="cifar100") if config.paper else config
 
 
-def pruned(model: nn.Module, image: tuple[int, int, int]) -> tuple[str, ...]:
-    """Returns the names of the layers that get a bound."""
-    params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image), "float32"))["params"]
-    return tuple(sj.bounds.init(params, 0.5))
-
-
 def variants(config: Config, model: nn.Module, recipe: Recipe, image: tuple[int, int, int]) -> list[Variant]:
     """Returns every network of the experiment: the paper's Table 1 and 2, and the sweeps of its figures 4 and 7."""
-    count = partial(models.parameter_count, image_shape=image)
+    count, shapes = partial(models.parameter_count, image_shape=image), models.parameter_shapes(model, image)
     target = config.target
     search, gaussian = partial(sj.bounds.search, sparsity=target), partial(sj.bounds.init, sparsity=target)
-    layers = sum(size for name, size in sizes(model, image).items() if name in pruned(model, image))
     asked = {"target": target}
     listed = [
         Variant("dense", model, dense(recipe), {}),
@@ -100,7 +94,7 @@ def variants(config: Config, model: nn.Module, recipe: Recipe, image: tuple[int,
     ]
     for share in (target, *config.sweep):
         label, asked = "" if share == target else f" {share:g}", {"target": share}
-        kept = count(model) - round(share * layers)
+        kept = pruning.remaining(shapes, share)
         bounds = partial(sj.bounds.init, sparsity=share)
         listed += [
             Variant(f"thin{label}", models.thin(model, kept, count), dense(recipe), {"parameters": kept}),
@@ -114,12 +108,6 @@ def variants(config: Config, model: nn.Module, recipe: Recipe, image: tuple[int,
     return listed
 
 
-def sizes(model: nn.Module, image: tuple[int, int, int]) -> dict[str, int]:
-    """Returns the number of entries of every leaf."""
-    params = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image), "float32"))["params"]
-    return {name: leaf.size for name, leaf in sj.tree.named(params).items()}
-
-
 def claims(config: Config, networks: dict[str, Measured]) -> list[Claim]:
     """Returns the paper's statements beside what was measured; differences of accuracy are paired by seed."""
     dense_run, thin, wavg, avg = (networks[name] for name in ("dense", "thin", "budget-wavg", "budget-avg"))
@@ -129,7 +117,6 @@ def claims(config: Config, networks: dict[str, Measured]) -> list[Claim]:
     lost = wavg.accuracy - dense_run.accuracy
     gained = wavg.accuracy - thin.accuracy
     overhead = wavg.run.seconds / dense_run.run.seconds
-    largest = max(wavg.layers, key=lambda name: next(leaf.size for leaf in wavg.reports[0].leaves if leaf.name == name))
     bell = [np.mean([gaussian_distance(w) for w in stored(network)]) for network in (gaussian, without)]
     error = {name: abs(networks[name].sparsity.mean() - target) for name in ("fixed-BS", "fixed-GA")}
     return [
@@ -184,8 +171,8 @@ def claims(config: Config, networks: dict[str, Measured]) -> list[Claim]:
         Claim(
             "budget-wavg prunes the largest layer most",
             "figure 5",
-            f"{largest}: {spread(wavg.layers[largest])}%",
-            bool(wavg.layers[largest].mean() >= max(values.mean() for values in wavg.layers.values())),
+            f"{wavg.largest}: {spread(wavg.layers[wavg.largest])}%",
+            bool(wavg.layers[wavg.largest].mean() >= max(values.mean() for values in wavg.layers.values())),
         ),
         Claim(
             "ours: a budget of counted shares is met whatever the weights' shape (within 0.5 points)",
@@ -204,9 +191,7 @@ def claims(config: Config, networks: dict[str, Measured]) -> list[Claim]:
 
 def stored(network: Measured) -> list[np.ndarray]:
     """Returns the weights that a fixed method trained, pruned or not, of its largest layer, one array a seed."""
-    leaves = sj.tree.named(network.run.trainable)
-    largest = max(network.layers, key=lambda name: leaves[name].size)
-    return list(np.asarray(leaves[largest]))
+    return list(np.asarray(sj.tree.named(network.run.trainable)[network.largest]))
 
 
 def gaussian_distance(weights: np.ndarray) -> float:
@@ -234,10 +219,9 @@ def draw(config: Config, networks: dict[str, Measured], directory: Path) -> None
 
     drawn, axes = figures.figure(f"Figure 1. Weights of the dense network, {config.dataset}, first seed", columns=2)
     leaves = sj.tree.named(networks["dense"].run.params)
-    kernels = list(networks["dense"].layers)
-    for index, name in enumerate(kernels):
+    for index, name in enumerate(networks["dense"].layers):
         figures.bell(axes[0], leaves[name][0], name, figures.COLOURS[index % len(figures.COLOURS)])
-    largest = max(kernels, key=lambda name: leaves[name].size)
+    largest = networks["dense"].largest
     figures.bell(axes[1], leaves[largest][0], largest, figures.COLOURS[0], fit=True)
     figures.save(drawn, directory / "figure1_weights.png")
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -154,11 +155,15 @@ class WideResNet(nn.Module):
         return Dense(self.classes, name="classifier")(jnp.mean(nn.relu(x), axis=(1, 2)))
 
 
+def parameter_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> chex.ArrayTree:
+    """Returns the tree of trainable parameters of `model` on images (h, w, c) as shapes, without allocating them."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+
+
 def parameter_count(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Returns the exact number of trainable parameters of `model` on images (h, w, c), without allocating them."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(model, image_shape)))
 
 
 def multiplied(model: nn.Module, multiplier: float) -> nn.Module:

@@ -16,6 +16,17 @@ Learned = dict[str, chex.ArrayTree]
 """`{"params": params, "bounds": bounds}`."""
 
 
+def bounded(params: chex.ArrayTree) -> dict[str, int]:
+    """Returns the sizes of the layers that get a bound, by name; arrays or shapes will do."""
+    sizes = _sizes(params)
+    return {name: sizes[name] for name in sj.bounds.init(params, 0.5)}
+
+
+def remaining(params: chex.ArrayTree, share: float) -> int:
+    """Returns how many parameters are left when a share of the layers with a bound is pruned."""
+    return sum(_sizes(params).values()) - round(share * sum(bounded(params).values()))
+
+
 def fixed(recipe: Recipe, bounds: Callable[[chex.ArrayTree], Bounds], operator=sj.ops.hard_shrink) -> Method:
     """Returns training under bounds that follow the weights: fixed-GA and fixed-BS of *Adaptive Sparsity Loss*.
 

@@ -10,7 +10,7 @@ pruning leaves.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -18,7 +18,6 @@ import jax
 
 import sparsejax as sj
 from experiments import figures, models, pruning, results, setup, training
-from experiments.adaptive_sparsity import pruned
 from experiments.data import Dataset
 from experiments.methods import Method, Recipe, dense
 from experiments.results import Measured
@@ -45,9 +44,24 @@ class Workshop:
     directory: Path
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The layers that are pruned."""
-        return pruned(self.model, self.dataset.train.images.shape[1:])
+    def image(self) -> tuple[int, int, int]:
+        """The shape of an image."""
+        return self.dataset.train.images.shape[1:]
+
+    @cached_property
+    def shapes(self):
+        """The parameters of the dense network, as shapes."""
+        return models.parameter_shapes(self.model, self.image)
+
+    @property
+    def every(self) -> range:
+        """All cycles."""
+        return range(self.recipe.cycles)
+
+    @property
+    def last(self) -> range:
+        """The cycle in which a pruned network is fine-tuned."""
+        return self.every[-1:]
 
     def train(self, name: str, method: Callable[[Recipe], Method], cycles: range, model=None, initial=None) -> Run:
         """Trains a network for some of the recipe's cycles."""
@@ -60,7 +74,8 @@ class Workshop:
 
     def measure(self, name: str, run: Run, model: nn.Module | None = None) -> Measured:
         """Counts and tests a finished run."""
-        return results.measure(name, run, model or self.model, self.dataset, self.model, self.names)
+        pruned = tuple(pruning.bounded(self.shapes))
+        return results.measure(name, run, model or self.model, self.dataset, self.model, pruned)
 
 
 def main(config: Config) -> Path:
@@ -70,10 +85,9 @@ def main(config: Config) -> Path:
         raise ValueError(f"cycles={recipe.cycles}, but fine-tuning takes the last cycle of at least 2; pass --cycles 2")
     directory = config.results / "quickstart" / f"{config.dataset}-{type(model).__name__}"
     workshop = Workshop(model, dataset, recipe, directory)
-    before, last = range(recipe.cycles - 1), range(recipe.cycles - 1, recipe.cycles)
-    start = workshop.train("dense", dense, before)
+    start = workshop.train("dense", dense, workshop.every[:-1])
     initial = (start.params, start.model_state)
-    trained_on = after(start, workshop.train("dense, same epochs", dense, last, initial=initial))
+    trained_on = after(start, workshop.train("dense, same epochs", dense, workshop.last, initial=initial))
     controls = [workshop.measure("dense", start), workshop.measure("dense, same epochs", trained_on)]
     rows = {share: list(pruned_rows(workshop, start, share)) for share in sorted({config.target, *config.sweep})}
     report = describe(config, controls + rows[config.target])
@@ -87,24 +101,22 @@ def main(config: Config) -> Path:
 
 def pruned_rows(workshop: Workshop, start: Run, share: float) -> Iterator[Measured]:
     """Yields every method's network, and the thin control, at one sparsity of the pruned layers."""
-    every, last = range(workshop.recipe.cycles), range(workshop.recipe.cycles - 1, workshop.recipe.cycles)
     label = f" {share:g}"
 
     one_shot = dataclasses.replace(start, params=magnitude(start.params, share))
     yield workshop.measure("one-shot magnitude", one_shot)
 
     initial = (one_shot.params, one_shot.model_state)
-    tuned = workshop.train("one-shot magnitude, fine-tuned" + label, pruning.masked, last, initial=initial)
+    tuned = workshop.train("one-shot magnitude, fine-tuned" + label, pruning.masked, workshop.last, initial=initial)
     yield workshop.measure("one-shot magnitude, fine-tuned", after(start, tuned))
 
-    adaptive = workshop.train("adaptive sparsity" + label, partial(pruning.counted_budget, target=share), every)
+    method = partial(pruning.counted_budget, target=share)
+    adaptive = workshop.train("adaptive sparsity" + label, method, workshop.every)
     yield workshop.measure("adaptive sparsity", adaptive)
 
-    count = partial(models.parameter_count, image_shape=workshop.dataset.train.images.shape[1:])
-    layers = sum(leaf.size for name, leaf in sj.tree.named(start.params).items() if name in workshop.names)
-    kept = count(workshop.model) - round(share * layers / len(start.failed))
-    thin = models.thin(workshop.model, kept, count)
-    yield workshop.measure("thin dense", workshop.train("thin dense" + label, dense, every, model=thin), thin)
+    count = partial(models.parameter_count, image_shape=workshop.image)
+    thin = models.thin(workshop.model, pruning.remaining(workshop.shapes, share), count)
+    yield workshop.measure("thin dense", workshop.train("thin dense" + label, dense, workshop.every, model=thin), thin)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -62,6 +62,11 @@ class Measured(NamedTuple):
                     leaves[leaf.name].append(100 * leaf.sparsity)
         return {name: np.array(values) for name, values in leaves.items()}
 
+    @property
+    def largest(self) -> str:
+        """The name of the largest layer that is pruned."""
+        return max((leaf for leaf in self.reports[0].leaves if leaf.prunable), key=lambda leaf: leaf.size).name
+
 
 class Claim(NamedTuple):
     """A statement of a paper, what was measured here, and whether it holds here."""

@@ -1,4 +1,4 @@
-"""Names of the things every module speaks about, and the one dtype rule.
+"""Names of the things every module speaks about, and the rules of dtypes and shapes.
 
 A tree of parameters is any pytree. Everything that belongs to its leaves is either a tree of the same structure
 (scores, masks, sparsities) or a flat dict keyed by leaf name (learned auxiliaries such as bounds; counts).
@@ -33,6 +33,14 @@ Clock = Callable[[chex.Numeric], chex.Numeric]
 
 Operator = Callable[[jax.Array, chex.Numeric], jax.Array]
 """`(weights, absolute threshold) -> weights` of the same shape and dtype: one of `sparsejax.ops`."""
+
+
+def aligned_shape(shape: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Returns a shape with as many leading ones as `target` has axes more; `None` if it does not broadcast to it."""
+    aligned = (1,) * (len(target) - len(shape)) + shape
+    if len(aligned) != len(target) or any(own not in (1, n) for own, n in zip(aligned, target, strict=True)):
+        return None
+    return aligned
 
 
 def wide_dtype(*arrays: jax.Array) -> jnp.dtype:

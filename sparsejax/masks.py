@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import tree
-from sparsejax._types import Mask, Params
+from sparsejax._types import Mask, Params, aligned_shape
 
 
 def apply(mask: Mask, params: Params) -> Params:
@@ -109,8 +109,7 @@ def check(mask: Mask, params: Params) -> None:
                 f"mask leaf {name!r} has dtype {jnp.result_type(leaf)}; a mask is bool, True keeps: pass mask != 0"
             )
         shape, target = jnp.shape(leaf), jnp.shape(parameters[name])
-        aligned = (1,) * (len(target) - len(shape)) + shape
-        if len(aligned) != len(target) or any(m not in (1, n) for m, n in zip(aligned, target, strict=True)):
+        if aligned_shape(shape, target) is None:
             raise ValueError(
                 f"mask leaf {name!r} has shape {shape}, which does not broadcast to the parameter's {target}; "
                 f"give it 1 or the same size along every axis"

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import surrogates
-from sparsejax._types import wide_dtype
+from sparsejax._types import aligned_shape, wide_dtype
 
 
 def hard_shrink(w: chex.Array, bound: chex.Numeric) -> jax.Array:
@@ -175,13 +175,13 @@ def _prepare(w: chex.Array, other: chex.Numeric, argument: str) -> tuple[jax.Arr
         raise ValueError(f"w has dtype {w.dtype}; only float weights can be pruned: cast them first")
     # A Python number takes the dtype of the weights; an array keeps its own, so that its gradient does too.
     other = jnp.asarray(other, w.dtype) if isinstance(other, int | float) else jnp.asarray(other)
-    padded = (1,) * (w.ndim - other.ndim) + other.shape
-    if len(padded) != w.ndim or any(o not in (1, n) for o, n in zip(padded, w.shape, strict=True)):
+    aligned = aligned_shape(other.shape, w.shape)
+    if aligned is None:
         raise ValueError(
             f"{argument} has shape {other.shape}, which does not broadcast to w of shape {w.shape}; "
             f"pass a scalar, or an array with 1 or the same size along every axis"
         )
-    return w, other.reshape(padded) if other.ndim else other
+    return w, other.reshape(aligned) if other.ndim else other
 
 
 def _exceeds(w: jax.Array, threshold: jax.Array) -> jax.Array:
