@@ -17,7 +17,8 @@ import tyro
 import sparsejax as sj
 from benchmarks import timing
 from experiments import models, pruning, steps
-from experiments.methods import Recipe, cosine_cycles, dense
+from experiments.methods import Recipe, dense
+from experiments.rates import cosine_cycles
 from experiments.results import table
 
 NETWORKS = {

@@ -1,44 +1,27 @@
-"""Image data sets, as arrays (`load`) or for random access (`source`), from TensorFlow Datasets without TensorFlow."""
+"""Image data sets from TensorFlow Datasets without TensorFlow: as arrays (`load`), streams or single examples."""
 
 import logging
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from experiments.crops import CentreCrop, RandomResizedCrop
+from experiments.splits import Dataset, Split, Stream, Transform
+
 # `experiments.prepared` imports tfds, which takes half a second: the functions that need it import it.
 
 NAMES = ("digits", "mnist_5k", "fashion_mnist", "mnist", "cifar10", "cifar100", "imagenet2012")
 BATCH = 1000  # images a read; array_record reads one at a time far more slowly
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # as everybody has them
+IMAGENET_CROP, IMAGENET_CENTRE = RandomResizedCrop(), CentreCrop()
 
 PathLike = str | os.PathLike
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Images (n, height, width, channels), uint8, and their labels (n,), int32."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """A data set in memory; `mean` and `std` are those of each channel of the training images scaled to [0, 1]."""
-
-    name: str
-    train: Split
-    validation: Split
-    test: Split
-    classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 def load(name: str, data_dir: PathLike | None = None, validation: float = 0.1) -> Dataset:
@@ -60,7 +43,7 @@ def load(name: str, data_dir: PathLike | None = None, validation: float = 0.1) -
     """
     _check(name)
     if name == "imagenet2012":
-        raise ValueError("name='imagenet2012' does not fit in memory: read it with experiments.data.source")
+        raise ValueError("name='imagenet2012' does not fit in memory: read it with experiments.data.stream or source")
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation} is not in (0, 1): it is a share of the training split")
     from experiments import builders, prepared
@@ -85,10 +68,60 @@ def load(name: str, data_dir: PathLike | None = None, validation: float = 0.1) -
     )
 
 
+def stream(
+    name: str = "imagenet2012",
+    data_dir: PathLike | None = None,
+    train: str = "train[:99%]",
+    validation: str = "train[99%:]",
+    test: str = "validation",
+    transform: Transform = IMAGENET_CROP,
+    evaluation: Transform = IMAGENET_CENTRE,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    workers: int = 0,
+) -> Dataset:
+    """Opens a data set that memory does not hold; what is left out is usual on ImageNet.
+
+    ImageNet's own test split has no labels, and its validation split is what papers test on: hence these names.
+
+    Args:
+      name: one of `NAMES`.
+      data_dir: as for `load`.
+      train: the split to train on, in tfds's notation.
+      validation: the split to follow training on; it should have no image of the other two.
+      test: the split to test on, once.
+      transform: what an image of `train` becomes, of the shape that `evaluation` gives.
+      evaluation: what an image of the other two becomes.
+      mean: of each channel, of values in [0, 1].
+      std: of each channel, of values in [0, 1].
+      workers: processes that prepare batches, as for `splits.Stream`.
+
+    Raises:
+      ValueError: for an unknown name or split.
+      FileNotFoundError: when the data set is not prepared; the message says how to prepare it.
+    """
+    _check(name)
+    from experiments import prepared
+
+    builder = prepared.builder(name, data_dir)
+    sources = prepared.sources(builder, [train, validation, test])
+    example = sources[validation][0]["image"]
+    shape = evaluation(example, np.random.default_rng(0)).shape
+    return Dataset(
+        name=name,
+        train=Stream(sources[train], transform, shape, workers),
+        validation=Stream(sources[validation], evaluation, shape, workers),
+        test=Stream(sources[test], evaluation, shape, workers),
+        classes=builder.info.features["label"].num_classes,
+        mean=mean,
+        std=std,
+    )
+
+
 def source(name: str, split: str, data_dir: PathLike | None = None) -> Sequence[dict]:
     """Opens a split for random access: `len`, and by index examples {"image": uint8 array, "label": integer, ...}.
 
-    For data that does not fit in memory; grain takes it as it is.
+    For data that does not fit in memory.
 
     Args:
       name: one of `NAMES`.

@@ -3,9 +3,9 @@
 * `config.json`: what was run; a folder never mixes two runs.
 * `metrics.jsonl`: one line an epoch; a loss may be NaN, which Python and pandas read.
 * `checkpoints/`: the newest one, by Orbax.
+* `snapshots/`: the finalised networks of single epochs, by Orbax.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -18,9 +18,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.data import Dataset
-from experiments.methods import Method, Recipe
-from experiments.steps import State
+from experiments.methods import Method, Recipe, settings
+from experiments.splits import Dataset
+from experiments.steps import Networks, State
 
 
 def describe(
@@ -28,21 +28,21 @@ def describe(
     method: Method,
     dataset: Dataset,
     recipe: Recipe,
-    initial: tuple[chex.ArrayTree, chex.ArrayTree] | None,
-    settings: dict[str, Any] | None,
+    initial: Networks | None,
+    config: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Returns everything that the numbers of a run depend on, JSON-serialisable if `settings` is."""
+    """Returns everything that the numbers of a run depend on, JSON-serialisable if `config` is."""
     return {
         "model": " ".join(repr(model).split()),
         "method": method.name,
         "dataset": {
             "name": dataset.name,
-            "train": dataset.train.images.shape,
-            "validation": dataset.validation.images.shape,
+            "train": dataset.train.describe(),
+            "validation": dataset.validation.describe(),
         },
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": settings(recipe),
         "initial": None if initial is None else _fingerprint(initial),
-        "config": settings or {},
+        "config": config or {},
     }
 
 
@@ -57,6 +57,9 @@ def _fingerprint(tree: chex.ArrayTree) -> str:
 class Nowhere:
     """A run without a folder, which forgets everything at its end."""
 
+    def __init__(self):
+        self.kept: dict[int, Networks] = {}
+
     def restore(self, template: State) -> tuple[State | None, list[dict]]:
         """Returns nothing to continue from."""
         return None, []
@@ -66,6 +69,18 @@ class Nowhere:
 
     def save(self, epochs: int, state: State) -> None:
         """Does nothing."""
+
+    def has(self, epochs: int) -> bool:
+        """Returns whether there is a snapshot of the networks after so many epochs."""
+        return epochs in self.kept
+
+    def keep(self, epochs: int, networks: Networks) -> None:
+        """Keeps a snapshot in the host's memory, as a copy: an epoch overwrites its state's buffers."""
+        self.kept[epochs] = jax.tree.map(np.array, networks)
+
+    def snapshot(self, epochs: int, template: Networks) -> Networks:
+        """Returns a snapshot as NumPy arrays."""
+        return self.kept[epochs]
 
 
 class Folder:
@@ -121,6 +136,28 @@ class Folder:
     def save(self, epochs: int, state: State) -> None:
         """Saves the state after so many epochs; the one before goes only when this one is complete."""
         self.checkpoints.save(epochs, args=ocp.args.StandardSave(state))
+
+    def has(self, epochs: int) -> bool:
+        """Returns whether there is a snapshot of the networks after so many epochs."""
+        return self._snapshot(epochs).is_dir()
+
+    def keep(self, epochs: int, networks: Networks) -> None:
+        """Writes a snapshot, in the place of one that a killed run left beyond its checkpoint."""
+        with ocp.StandardCheckpointer() as writer:
+            writer.save(self._snapshot(epochs), networks, force=True)
+
+    def snapshot(self, epochs: int, template: Networks) -> Networks:
+        """Reads a snapshot as NumPy arrays.
+
+        Args:
+          epochs: one that the folder has.
+          template: its structure, shapes, dtypes and shardings, as `jax.ShapeDtypeStruct`s.
+        """
+        with ocp.StandardCheckpointer() as reader:
+            return jax.device_get(reader.restore(self._snapshot(epochs), template))
+
+    def _snapshot(self, epochs: int) -> Path:
+        return self.directory / "snapshots" / str(epochs)
 
     def _check(self, config: dict[str, Any]) -> None:
         path = self.directory / "config.json"

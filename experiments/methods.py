@@ -6,11 +6,16 @@ such as bounds and gates. The training loop never looks inside.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
+
+from experiments import names
+from experiments.orders import Order, shuffled
+from experiments.rates import Schedule, cosine_cycles
 
 Trainable = chex.ArrayTree
 """What a method's optimizer updates; only the method knows its structure."""
@@ -25,15 +30,20 @@ class Recipe:
     batch_size: int = 128
     """Images in a step, over all devices together; an epoch drops its last, partial batch."""
     learning_rate: float = 0.1
-    """Learning rate at the start of each cycle."""
+    """Learning rate at the start of training, and of each cycle."""
     momentum: float = 0.9
     """Momentum of the dense method's SGD; other methods may use it."""
     weight_decay: float = 5e-4
     """Coefficient w of the L2 term (w / 2) |params|^2 in the dense method's gradient; other methods may use it."""
     cycles: int = 1
     """Number of cosine cycles, each of which starts again at the full learning rate; it divides `epochs`."""
+    schedule: Schedule = cosine_cycles
+    """Learning rate of every epoch, from `experiments.rates`; a run's folder records its name and arguments."""
+    clip: float | None = None
+    """Largest global norm of the gradient of a batch; larger ones are scaled down to it."""
     augment: bool = False
-    """Random crops from a border of 4 zero pixels, and horizontal flips."""
+    """Random crops from a border of 4 zero pixels, and horizontal flips, on the device; a stream transforms its images
+    before that."""
     seed: int = 0
     """The first seed; it draws the initial weights, the order of the data and the augmentation."""
     seeds: int = 3
@@ -42,17 +52,25 @@ class Recipe:
     """Epochs between checkpoints; 0 saves the end only."""
 
     def __post_init__(self):
-        """Raises `ValueError` for numbers that no run can have."""
+        """Raises `ValueError` for numbers that no run can have, and a schedule without a lasting name."""
+        names.of(self.schedule)
         for name in ("epochs", "batch_size", "cycles", "seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, but a run has at least 1")
         for name in ("learning_rate", "momentum", "weight_decay", "seed", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, but it cannot be negative")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip: got {self.clip}, but a norm is positive; None does not clip")
         if self.epochs % self.cycles:
             raise ValueError(
                 f"cycles: got {self.cycles}, which does not divide epochs, {self.epochs}; choose a divisor"
             )
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """Returns the recipe as JSON-serialisable values, with the schedule's name and arguments as text."""
+    return {**dataclasses.asdict(recipe), "schedule": names.of(recipe.schedule)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +78,7 @@ class Method:
     """How to train a sparse network: pure functions of one network, without a seeds axis."""
 
     name: str
-    """For logs and figures."""
+    """For logs and figures; a run's folder tells methods apart by it and by the run's `config`."""
     init: Callable[[chex.PRNGKey, chex.ArrayTree], Trainable]
     """(key, params) -> trainable."""
     forward: Callable[[Trainable], chex.ArrayTree]
@@ -71,6 +89,10 @@ class Method:
     """learning-rate schedule -> optimizer of trainable."""
     finalize: Callable[[Trainable], chex.ArrayTree]
     """trainable -> parameters with real zeros, for evaluation and export."""
+    observe: Callable[[Trainable, optax.OptState], dict[str, jax.Array]] = lambda trainable, opt_state: {}
+    """(trainable, optimizer state) -> scalars by name, which join the history's row of every epoch."""
+    order: Order = shuffled
+    """In which order an epoch takes the images, from `experiments.orders`."""
 
 
 def dense(recipe: Recipe) -> Method:
@@ -79,14 +101,15 @@ def dense(recipe: Recipe) -> Method:
     b <- m b + (gradient + w params);  params <- params - learning rate b.
 
     Args:
-      recipe: `momentum` and `weight_decay` are read.
+      recipe: `momentum`, `weight_decay` and `clip` are read.
 
     Returns:
       A method whose trainable is params.
     """
 
     def optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
-        return optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.sgd(schedule, recipe.momentum))
+        decay, descent = optax.add_decayed_weights(recipe.weight_decay), optax.sgd(schedule, recipe.momentum)
+        return optax.chain(clipping(recipe), decay, descent)
 
     return Method(
         name="dense",
@@ -98,24 +121,6 @@ def dense(recipe: Recipe) -> Method:
     )
 
 
-def cosine_cycles(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
-    """Returns the learning rate of every step: cosine cycles from `learning_rate` to 0, constant within an epoch.
-
-    0.5 learning_rate (1 + cos(pi (e mod T) / T)) for epoch e = step // steps_per_epoch and T = epochs / cycles: the
-    schedule of *Adaptive Sparsity Loss*, whose code steps it once an epoch.
-
-    Args:
-      recipe: `learning_rate`, `epochs` and `cycles` are read.
-      steps_per_epoch: number of optimizer steps in an epoch.
-
-    Returns:
-      An optax schedule: step -> float32 scalar.
-    """
-    period = recipe.epochs // recipe.cycles
-    cycle = optax.cosine_decay_schedule(recipe.learning_rate, period)
-
-    def schedule(step: chex.Numeric) -> jax.Array:
-        epoch = jnp.asarray(step, jnp.int32) // steps_per_epoch
-        return cycle((epoch % period).astype(jnp.float32))
-
-    return schedule
+def clipping(recipe: Recipe) -> optax.GradientTransformation:
+    """Returns the transformation of gradients that comes first in every optimizer: it keeps their norm at the clip."""
+    return optax.identity() if recipe.clip is None else optax.clip_by_global_norm(recipe.clip)

@@ -1,7 +1,7 @@
-"""What a run compiles: the start, an epoch of training and an evaluation, all seeds in one program.
+"""What a run compiles: the start, training and evaluation, all seeds in one program.
 
-Each is written for one network and mapped over seeds as the model's `over_seeds` says. The images stay on the device
-as uint8 and an epoch is one scan, so that the host does nothing between steps.
+Each is written for one network and mapped over seeds as the model's `over_seeds` says. Images that fit stay on the
+device as uint8 and an epoch is one scan, so that the host does nothing between steps; others come batch by batch.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import evaluation
+from experiments.evaluation import Normalizer, Scores
 from experiments.methods import Method, Trainable
 from experiments.models import one_by_one
+from experiments.orders import Order
 
 # Independent streams of random numbers of one seed.
-WEIGHTS, METHOD, ORDER, NOISE = range(4)
+WEIGHTS, METHOD, ORDER, NOISE, RUN_ORDER = range(5)
 
-Normalizer = Callable[[jax.Array], jax.Array]
+Networks = tuple[chex.ArrayTree, chex.ArrayTree]
+"""(params, model_state), with a leading seeds axis."""
 
 
 class State(NamedTuple):
@@ -35,31 +39,30 @@ class State(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Means over the steps of an epoch, each before its update: the task's loss and the method's penalty."""
+    """The task's loss and the method's penalty before an update; of an epoch, the means over its steps."""
 
     train_loss: jax.Array
     penalty: jax.Array
 
 
-class Scores(NamedTuple):
-    """How well a network does on a split: the mean loss, and the shares of images it gets right."""
-
-    loss: jax.Array
-    accuracy: jax.Array
-    top5: jax.Array
-
-
 class Programs(NamedTuple):
     """The functions of a run, over all its seeds, to compile; data is shared by the seeds."""
 
-    fresh: Callable[[jax.Array], tuple[chex.ArrayTree, chex.ArrayTree]]
+    fresh: Callable[[jax.Array], Networks]
     """seeds -> initial (params, model_state)."""
     begin: Callable[[jax.Array, chex.ArrayTree, chex.ArrayTree], State]
     """(seeds, params, model_state) -> the state before the first epoch."""
     epoch: Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]
     """(state, images (n, h, w, c), labels (n,)) -> the state after one more epoch, and its metrics."""
-    validate: Callable[[State, jax.Array, jax.Array], tuple[Scores, jax.Array]]
-    """(state, chunks of images, of labels) -> scores and numbers of non-zeros of the finalised parameters."""
+    step: Callable[..., tuple[State, Metrics]]
+    """(state, sums, images (n, h, w, c), labels (n,), number of the step, steps=number of steps in the epoch) -> the
+    state after one more step, which after the last one is that after the epoch, and the sums with its metrics."""
+    validate: Callable[[State, jax.Array, jax.Array], tuple[Scores, jax.Array, dict[str, jax.Array]]]
+    """(state, chunks of images, of labels) -> scores of the finalised parameters, and what `inspect` returns."""
+    inspect: Callable[[State], tuple[jax.Array, dict[str, jax.Array]]]
+    """state -> the finalised parameters' number of non-zeros, and what the method observes, by name."""
+    evaluate: Callable[..., Scores]
+    """(params, model_state, images (n, h, w, c), labels (n,)) -> scores, as sums over the batch."""
     finalize: Callable[[Trainable], chex.ArrayTree]
     """trainable -> finalised parameters."""
 
@@ -72,6 +75,11 @@ def over_seeds(model: nn.Module) -> Callable[[Callable], Callable]:
 def stream(seed: chex.Numeric, purpose: int, epoch: chex.Numeric = 0) -> chex.PRNGKey:
     """Returns the key for one purpose in one epoch: a function of its arguments alone, so that a run can resume."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), epoch)
+
+
+def epoch_order(order: Order, seed: chex.Numeric, epoch: chex.Numeric, count: int, batch_size: int) -> jax.Array:
+    """Returns the indices (steps, batch size) of an epoch's images, of `count` in all."""
+    return order(stream(seed, RUN_ORDER), stream(seed, ORDER, epoch), count, batch_size)
 
 
 def normalizer(mean: tuple[float, ...], std: tuple[float, ...]) -> Normalizer:
@@ -128,8 +136,10 @@ def make_programs(
       Pure functions, not yet compiled.
     """
     over = over_seeds(model)
-    one_epoch = _epoch(model, method, optimizer, lambda key, x: normalize(augment(key, x)), batch_size, sharding)
-    one_evaluation = evaluation(model, normalize)
+    update = _update(model, method, optimizer, lambda key, x: normalize(augment(key, x)), sharding)
+    one_epoch, one_step = _epoch(update, method.order, batch_size, sharding), _step(update)
+    one_evaluation = evaluation.means(model, normalize)
+    one_batch = evaluation.sums(model, normalize)
 
     def fresh(seed):
         images = jnp.zeros((1, *image_shape), jnp.float32)
@@ -142,50 +152,28 @@ def make_programs(
         trainable = method.init(stream(seed, METHOD), params)
         return State(seed, jnp.zeros_like(seed), trainable, optimizer.init(trainable), model_state)
 
+    def inspect(state, params):
+        nonzeros = reduce(jnp.add, [jnp.count_nonzero(leaf) for leaf in jax.tree.leaves(params)])
+        return nonzeros, method.observe(state.trainable, state.opt_state)
+
     def validate(state, images, labels):
         params = method.finalize(state.trainable)
-        nonzeros = reduce(jnp.add, [jnp.count_nonzero(leaf) for leaf in jax.tree.leaves(params)])
-        return one_evaluation(params, state.model_state, images, labels), nonzeros
+        return one_evaluation(params, state.model_state, images, labels), *inspect(state, params)
 
     return Programs(
         fresh=over(fresh),
         begin=over(begin),
         epoch=lambda state, *data: over(lambda one: one_epoch(one, *data))(state),
+        step=lambda state, sums, *batch, steps: over(lambda *one: one_step(*one, *batch, steps))(state, sums),
         validate=lambda state, *data: over(lambda one: validate(one, *data))(state),
+        inspect=over(lambda one: inspect(one, method.finalize(one.trainable))),
+        evaluate=lambda params, model_state, *data: over(lambda *one: one_batch(*one, *data))(params, model_state),
         finalize=over(method.finalize),
     )
 
 
-def evaluation(model: nn.Module, normalize: Normalizer) -> Callable[..., Scores]:
-    """Returns the evaluation of one network.
-
-    Args:
-      model: `apply(variables, images, train)` -> logits (n, classes).
-      normalize: uint8 images -> float images.
-
-    Returns:
-      (params, model_state, images (chunks, n, h, w, c), labels (chunks, n), where -1 is padding) -> scores.
-    """
-
-    def scores(params, model_state, images, labels):
-        def totals(chunk):
-            images, labels = chunk
-            logits = model.apply({"params": params, **model_state}, normalize(images), train=False)
-            known = labels >= 0
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-            best = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
-            right = best == jnp.where(known, labels, -1)[:, None]
-            return jnp.where(known, losses, 0).sum(), right[:, 0].sum(), right.sum()
-
-        count = (labels >= 0).sum().astype(jnp.float32)
-        sums = jax.lax.map(totals, (images, labels))
-        return Scores(*(total.sum().astype(jnp.float32) / count for total in sums))
-
-    return scores
-
-
-def _epoch(model, method, optimizer, prepare, batch_size, sharding):
-    """Returns (state, images, labels) -> (state, metrics): an epoch of one network, without its last, partial batch."""
+def _update(model, method, optimizer, prepare, sharding):
+    """Returns (carry, images, labels, key) -> (carry, metrics): a step of one network; carry is `state[2:]`."""
 
     def objective(trainable, model_state, images, labels, key):
         variables = {"params": method.forward(trainable), **model_state}
@@ -196,25 +184,44 @@ def _epoch(model, method, optimizer, prepare, batch_size, sharding):
         penalty = jnp.asarray(method.penalty(trainable), jnp.float32)
         return loss + penalty, (Metrics(loss, penalty), model_state)
 
+    def update(carry, images, labels, key):
+        trainable, opt_state, model_state = carry
+        prepare_key, model_key = jax.random.split(key)
+        inputs = jax.lax.with_sharding_constraint(prepare(prepare_key, images), sharding)
+        grads, (metrics, model_state) = jax.grad(objective, has_aux=True)(
+            trainable, model_state, inputs, labels, model_key
+        )
+        updates, opt_state = optimizer.update(grads, opt_state, trainable)
+        return (optax.apply_updates(trainable, updates), opt_state, model_state), metrics
+
+    return update
+
+
+def _epoch(update, order, batch_size, sharding):
+    """Returns (state, images, labels) -> (state, metrics): an epoch of one network, over images on the device."""
+
     def epoch(state: State, images: jax.Array, labels: jax.Array) -> tuple[State, Metrics]:
-        steps = labels.size // batch_size
-        order = jax.random.permutation(stream(state.seed, ORDER, state.epoch), labels.size)
-        batches = order[: steps * batch_size].reshape(steps, batch_size)
-        keys = jax.random.split(stream(state.seed, NOISE, state.epoch), steps)
+        batches = epoch_order(order, state.seed, state.epoch, labels.size, batch_size)
+        keys = jax.random.split(stream(state.seed, NOISE, state.epoch), len(batches))
 
         def step(carry, batch):
-            trainable, opt_state, model_state = carry
             indices, key = batch
-            prepare_key, model_key = jax.random.split(key)
             indices = jax.lax.with_sharding_constraint(indices, sharding)
-            inputs = jax.lax.with_sharding_constraint(prepare(prepare_key, images[indices]), sharding)
-            grads, (metrics, model_state) = jax.grad(objective, has_aux=True)(
-                trainable, model_state, inputs, labels[indices], model_key
-            )
-            updates, opt_state = optimizer.update(grads, opt_state, trainable)
-            return (optax.apply_updates(trainable, updates), opt_state, model_state), metrics
+            return update(carry, images[indices], labels[indices], key)
 
         carry, metrics = jax.lax.scan(step, state[2:], (batches, keys))
         return State(state.seed, state.epoch + 1, *carry), jax.tree.map(jnp.mean, metrics)
 
     return epoch
+
+
+def _step(update):
+    """Returns `Programs.step` of one network: the same update and random numbers as `_epoch` has at that step."""
+
+    def step(state, sums, images, labels, number, steps):
+        keys = jax.random.split(stream(state.seed, NOISE, state.epoch), steps)
+        carry, metrics = update(state[2:], images, labels, keys[number])
+        epoch = state.epoch + (number == steps - 1).astype(state.epoch.dtype)
+        return State(state.seed, epoch, *carry), jax.tree.map(jnp.add, sums, metrics)
+
+    return step

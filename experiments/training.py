@@ -17,18 +17,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from tqdm import tqdm
 
-from experiments import logs, steps
-from experiments.data import Dataset, Split
-from experiments.methods import Method, Recipe, Trainable, cosine_cycles
-from experiments.steps import Programs, State
-
-EVALUATION_BATCH = 500
-
-Initial = tuple[chex.ArrayTree, chex.ArrayTree]
-"""(params, model_state), with a leading seeds axis."""
+from experiments import checks, feeds, logs, steps
+from experiments.methods import Method, Recipe, Trainable
+from experiments.splits import Dataset, Split, Stream
+from experiments.steps import Networks, Programs, State
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,14 +38,16 @@ class Run:
     """The model's other collections, such as batch_stats; {} if it has none."""
     history: list[dict[str, Any]]
     """One row an epoch: `epoch` (from 1); `learning_rate`; `train_loss` and `penalty`, means over the epoch's steps,
-    each before its update; `val_loss`, `val_accuracy` and `nonzeros` of the finalised parameters after it; `seconds`
-    of training. Values that differ from seed to seed are lists."""
+    each before its update; `val_loss`, `val_accuracy` and `nonzeros` of the finalised parameters after it; what the
+    method observes after it; `seconds` of training. Values that differ from seed to seed are lists."""
     seconds: float
     """Training time of all seeds together, without compilation and evaluation."""
     compile_seconds: float
     """Compilation time in this process; 0 if the finished run was found on disk."""
     failed: list[bool]
     """Whether a loss or the penalty was infinite or NaN in any epoch."""
+    snapshots: dict[int, Networks] = dataclasses.field(default_factory=dict)
+    """(finalised params, model_state) after each of the epochs that were asked for, as NumPy arrays."""
 
 
 def train(
@@ -59,10 +56,11 @@ def train(
     dataset: Dataset,
     recipe: Recipe,
     directory: os.PathLike | str | None = None,
-    initial: Initial | None = None,
+    initial: Networks | None = None,
     progress: bool = True,
     config: dict[str, Any] | None = None,
     devices: Sequence[jax.Device] | None = None,
+    snapshots: Sequence[int] = (),
 ) -> Run:
     """Trains `recipe.seeds` networks on the training split and follows them on the validation split.
 
@@ -72,55 +70,74 @@ def train(
     Args:
       model: `apply(variables, images float32 (n, h, w, c), train)` -> logits (n, classes).
       method: what is trained, and how.
-      dataset: its arrays must fit on a device.
+      dataset: with splits in memory, whose arrays must fit on a device, or streams. From a stream, all seeds take the
+        same images, in the order and with the host's transformations of the first seed.
       recipe: how long, how fast, how many.
       directory: for configuration, metrics and checkpoints; None keeps no files.
       initial: (params, model_state) with a leading seeds axis to start from; None initialises every seed.
       progress: whether to show a bar.
       config: JSON-serialisable settings that the method was made with; a directory never mixes two.
       devices: to shard batches over; None takes all local ones.
+      snapshots: numbers of epochs after which the networks are kept, 0 for the initial ones, in `Run.snapshots` and in
+        the directory.
 
     Returns:
       A `Run`.
 
     Raises:
       ValueError: if the batch is larger than the training split or not divisible by the number of devices, if
-        `initial` does not fit the model and the seeds, or if the directory holds another run.
+        `initial` does not fit the model and the seeds, if the method observes something that is no scalar or has the
+        name of another column of the history, if the directory holds another run, or if it is past an epoch of which
+        it has no snapshot.
     """
-    sharding = _batch_sharding(devices, recipe.batch_size)
-    replicated = NamedSharding(sharding.mesh, PartitionSpec())
+    sharding = feeds.batch_sharding(devices, recipe.batch_size)
+    replicated = feeds.replicated(sharding)
     programs, rate = _programs(model, method, dataset, recipe, sharding)
     seeds = jnp.arange(recipe.seed, recipe.seed + recipe.seeds, dtype=jnp.uint32)
     shapes = jax.eval_shape(programs.fresh, seeds)
-    _check_initial(initial, shapes)
+    checks.initial(initial, shapes)
+    template = jax.tree.map(partial(_placed, sharding=replicated), jax.eval_shape(programs.begin, seeds, *shapes))
+    checks.observed(jax.eval_shape(programs.inspect, template)[1])
     description = logs.describe(model, method, dataset, recipe, initial, config)
     folder = logs.Nowhere() if directory is None else logs.Folder(directory, description)
 
-    template = jax.eval_shape(programs.begin, seeds, *shapes)
-    state, history = folder.restore(jax.tree.map(partial(_placed, sharding=replicated), template))
+    state, history = folder.restore(template)
+    checks.snapshots(snapshots, recipe.epochs, len(history), folder.has)
     if state is None:
         start = jax.device_put(initial or jax.jit(programs.fresh)(seeds), replicated)
         state = jax.jit(programs.begin, out_shardings=replicated)(seeds, *start)
+    finalize = jax.jit(programs.finalize, out_shardings=replicated)
+
+    def keep() -> None:
+        if len(history) in snapshots:
+            folder.keep(len(history), (finalize(state.trainable), state.model_state))
+
+    if not folder.has(len(history)):
+        keep()
     compile_seconds = 0.0
     if len(history) < recipe.epochs:
-        advance, compile_seconds = _compile(programs, state, dataset, sharding)
+        advance, compile_seconds = _compile(programs, state, method, dataset, recipe, sharding)
         with tqdm(desc=method.name, total=recipe.epochs, initial=len(history), disable=not progress) as bar:
             while len(history) < recipe.epochs:
                 state, row = advance(state)
                 history.append({"epoch": len(history) + 1, "learning_rate": rate(len(history)), **row})
                 folder.log(history[-1])
+                keep()  # before the checkpoint, beyond which a killed run repeats everything
                 if len(history) == recipe.epochs or _due(len(history), recipe.checkpoint_every):
                     folder.save(len(history), state)
                 bar.set_postfix(_summary(history[-1], shapes[0]), refresh=False)
                 bar.update()
+    networks = finalize(state.trainable), state.model_state
+    shapes = jax.tree.map(partial(_placed, sharding=replicated), networks)
     return Run(
         trainable=state.trainable,
-        params=jax.jit(programs.finalize, out_shardings=replicated)(state.trainable),
+        params=networks[0],
         model_state=state.model_state,
         history=history,
         seconds=sum(row["seconds"] for row in history),
         compile_seconds=compile_seconds,
         failed=[_failed(history, seed) for seed in range(recipe.seeds)],
+        snapshots={epoch: folder.snapshot(epoch, shapes) for epoch in sorted(set(snapshots))},
     )
 
 
@@ -128,7 +145,7 @@ def evaluate(
     model: nn.Module,
     params: chex.ArrayTree,
     model_state: chex.ArrayTree,
-    split: Split,
+    split: Split | Stream,
     dataset: Dataset,
     devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -138,52 +155,33 @@ def evaluate(
       model: as for `train`.
       params: with a leading seeds axis, as in `Run.params`.
       model_state: with a leading seeds axis, as in `Run.model_state`.
-      split: images and labels.
+      split: images and labels, in memory or as a stream.
       dataset: its `mean` and `std` normalise the images.
       devices: to shard batches over; None takes all local ones.
 
     Returns:
       {"accuracy": (seeds,), "top5": (seeds,), "loss": (seeds,)}, float32; accuracies in [0, 1].
     """
-    sharding = _batch_sharding(devices)
-    variables = jax.device_put((params, model_state), NamedSharding(sharding.mesh, PartitionSpec()))
-    scores = _evaluate(model, dataset.mean, dataset.std, *variables, *_chunks(split, sharding))
+    sharding = feeds.batch_sharding(devices)
+    networks = jax.device_put((params, model_state), feeds.replicated(sharding))
+    scores = feeds.feed(split, sharding).scores(model, (dataset.mean, dataset.std), networks)
     return {name: np.asarray(score) for name, score in scores._asdict().items()}
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _evaluate(model, mean, std, params, model_state, images, labels) -> steps.Scores:
-    one = steps.evaluation(model, steps.normalizer(mean, std))
-    return steps.over_seeds(model)(lambda params, state: one(params, state, images, labels))(params, model_state)
-
-
-def _batch_sharding(devices: Sequence[jax.Device] | None, batch_size: int = 0) -> NamedSharding:
-    devices = jax.local_devices() if devices is None else devices
-    if batch_size % len(devices):
-        raise ValueError(
-            f"recipe.batch_size: got {batch_size}, which {len(devices)} devices cannot share evenly; "
-            f"choose a multiple of {len(devices)}, or pass fewer devices"
-        )
-    mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
-    return NamedSharding(mesh, PartitionSpec("batch"))
 
 
 def _programs(model, method, dataset, recipe, sharding) -> tuple[Programs, Callable[[int], float]]:
     """Returns the functions to compile, and the learning rate as a function of the epoch, from 0."""
-    steps_per_epoch = len(dataset.train.labels) // recipe.batch_size
-    if not steps_per_epoch:
-        raise ValueError(
-            f"recipe.batch_size: got {recipe.batch_size}, but the training split of {dataset.name} has only "
-            f"{len(dataset.train.labels)} images; choose a smaller batch"
-        )
-    schedule = cosine_cycles(recipe, steps_per_epoch)
+    order = partial(steps.epoch_order, method.order, count=len(dataset.train), batch_size=recipe.batch_size)
+    batches = jax.eval_shape(order, 0, 0)
+    checks.order(batches, len(dataset.train), recipe.batch_size, dataset.name)
+    steps_per_epoch = len(batches)
+    schedule = recipe.schedule(recipe, steps_per_epoch)
     programs = steps.make_programs(
         model,
         method,
         optimizer=method.optimizer(schedule),
         normalize=steps.normalizer(dataset.mean, dataset.std),
         augment=steps.crop_and_flip if recipe.augment else lambda key, images: images,
-        image_shape=dataset.train.images.shape[1:],
+        image_shape=dataset.train.image_shape,
         batch_size=recipe.batch_size,
         sharding=sharding,
     )
@@ -191,53 +189,29 @@ def _programs(model, method, dataset, recipe, sharding) -> tuple[Programs, Calla
 
 
 def _compile(
-    programs: Programs, state: State, dataset: Dataset, sharding: NamedSharding
+    programs: Programs, state: State, method: Method, dataset: Dataset, recipe: Recipe, sharding: NamedSharding
 ) -> tuple[Callable[[State], tuple[State, dict[str, Any]]], float]:
     """Returns state -> (state after an epoch, its row of the history), compiled, and how many seconds that took."""
-    replicated = NamedSharding(sharding.mesh, PartitionSpec())
-    training = jax.device_put((dataset.train.images, dataset.train.labels), replicated)
-    validation = _chunks(dataset.validation, sharding)
     started = time.perf_counter()
-    epoch = jax.jit(programs.epoch, donate_argnums=0, out_shardings=replicated).lower(state, *training).compile()
-    validate = jax.jit(programs.validate).lower(state, *validation).compile()
+    training, validation = (feeds.feed(split, sharding) for split in (dataset.train, dataset.validation))
+    epoch = training.train(programs, state, method.order, recipe.seed, recipe.batch_size)
+    validate = validation.validate(programs, state)
     compile_seconds = time.perf_counter() - started
 
     def advance(state: State) -> tuple[State, dict[str, Any]]:
         started = time.perf_counter()
-        state, metrics = jax.block_until_ready(epoch(state, *training))
+        state, metrics = jax.block_until_ready(epoch(state))
         seconds = time.perf_counter() - started
-        scores, nonzeros = validate(state, *validation)
+        scores, nonzeros, observed = validate(state)
         values = {**metrics._asdict(), "val_loss": scores.loss, "val_accuracy": scores.accuracy, "nonzeros": nonzeros}
+        values |= observed
         return state, {**{name: np.asarray(value).tolist() for name, value in values.items()}, "seconds": seconds}
 
     return advance, compile_seconds
 
 
-def _chunks(split: Split, sharding: NamedSharding) -> tuple[jax.Array, jax.Array]:
-    """Returns images (chunks, n, h, w, c) and labels (chunks, n) on the devices, padded with images of label -1."""
-    count, devices = len(split.labels), sharding.mesh.size
-    size = math.ceil(min(count, EVALUATION_BATCH) / devices) * devices
-    missing = -count % size
-    images = np.pad(split.images, ((0, missing), (0, 0), (0, 0), (0, 0))).reshape(-1, size, *split.images.shape[1:])
-    labels = np.pad(split.labels, (0, missing), constant_values=-1).reshape(-1, size)
-    return jax.device_put((images, labels), NamedSharding(sharding.mesh, PartitionSpec(None, "batch")))
-
-
 def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _check_initial(initial: Initial | None, shapes: Initial) -> None:
-    if initial is None:
-        return
-    given, wanted = (jax.tree_util.tree_leaves_with_path(tree) for tree in (tuple(initial), shapes))
-    given, wanted = ({jax.tree_util.keystr(p): np.shape(leaf) for p, leaf in leaves} for leaves in (given, wanted))
-    for name in sorted(given.keys() | wanted.keys()):
-        if given.get(name) != wanted.get(name):
-            raise ValueError(
-                f"initial{name}: got shape {given.get(name)}, but this model and these seeds need {wanted.get(name)}; "
-                "pass (params, model_state) of the same model, with a leading axis of recipe.seeds"
-            )
 
 
 def _due(epochs: int, every: int) -> bool:

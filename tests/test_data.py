@@ -384,7 +384,11 @@ def source(name, folder):
     return data.source(name, "train", folder)
 
 
-@pytest.mark.parametrize("fetch", [load, prepare, source])
+def stream(name, folder):
+    return data.stream(name, folder)
+
+
+@pytest.mark.parametrize("fetch", [load, prepare, source, stream])
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -398,12 +402,13 @@ def test_missing_data_set_says_how_to_prepare_it(offline, tmp_path, fetch, name,
         fetch(name, tmp_path)
 
 
-def test_missing_imagenet_says_which_files_it_needs(offline, tmp_path):
+@pytest.mark.parametrize("fetch", [source, stream])
+def test_missing_imagenet_says_which_files_it_needs(offline, tmp_path, fetch):
     with pytest.raises(FileNotFoundError, match=r"(?s)not prepared.*downloads/manual.*ILSVRC2012_img_train\.tar"):
-        source("imagenet2012", tmp_path)
+        fetch("imagenet2012", tmp_path)
 
 
-@pytest.mark.parametrize("fetch", [load, prepare, source])
+@pytest.mark.parametrize("fetch", [load, prepare, source, stream])
 def test_tfrecord_is_refused(offline, copied, fetch):
     info = version(copied) / "dataset_info.json"
     info.write_text(info.read_text().replace('"fileFormat": "array_record"', '"fileFormat": "tfrecord"'))
@@ -412,7 +417,7 @@ def test_tfrecord_is_refused(offline, copied, fetch):
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
-@pytest.mark.parametrize("fetch", [load, prepare, source])
+@pytest.mark.parametrize("fetch", [load, prepare, source, stream])
 def test_incomplete_copy_is_refused(offline, tmp_path, fetch, name):
     for number in ("1.0.0", "3.0.1"):
         (tmp_path / name / number).mkdir(parents=True)
@@ -420,14 +425,14 @@ def test_incomplete_copy_is_refused(offline, tmp_path, fetch, name):
         fetch(name, tmp_path)
 
 
-@pytest.mark.parametrize("fetch", [load, prepare, source])
+@pytest.mark.parametrize("fetch", [load, prepare, source, stream])
 def test_unknown_name_is_refused(offline, tmp_path, fetch):
     with pytest.raises(ValueError, match=r"name='svhn' is not.*digits, mnist_5k, fashion_mnist.*imagenet2012"):
         fetch("svhn", tmp_path)
 
 
 def test_imagenet_is_not_loaded_into_memory(offline):
-    with pytest.raises(ValueError, match=r"does not fit in memory.*experiments\.data\.source"):
+    with pytest.raises(ValueError, match=r"does not fit in memory.*experiments\.data\.stream"):
         data.load("imagenet2012")
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import optax
 import pytest
 from sklearn.datasets import load_digits
 
-from experiments import methods, steps, training
+from experiments import feeds, orders, rates, steps, training
 from experiments.data import Dataset, Split
 from experiments.methods import Method, Recipe, dense
 from experiments.models import Conv, LeNet300100, WideResNet
@@ -66,15 +67,6 @@ def equal(first, second):
 # The parts
 
 
-@pytest.mark.parametrize("epoch", [0, 10, 20, 39, 40, 60, 80, 119])
-def test_learning_rate_restarts_and_is_constant_within_an_epoch(epoch):
-    schedule = methods.cosine_cycles(Recipe(epochs=120, cycles=3, learning_rate=0.1), steps_per_epoch=7)
-    expected = 0.05 * (1 + math.cos(math.pi * (epoch % 40) / 40))
-    for step in (7 * epoch, 7 * epoch + 6):
-        np.testing.assert_allclose(schedule(step), expected, atol=1e-8)
-        np.testing.assert_allclose(jax.jit(schedule)(jnp.int32(step)), expected, atol=1e-8)
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -115,23 +107,35 @@ def test_crop_and_flip_draws_every_crop_of_the_padded_image():
 # The numbers
 
 
-def softmax_regression(recipe, seed, params, images, labels):
+def shuffled(seed, epoch, count, batch_size):
+    order = np.asarray(jax.random.permutation(key(seed, steps.ORDER, epoch), count))
+    return [order[start : start + batch_size] for start in range(0, count - batch_size + 1, batch_size)]
+
+
+def halved(seed, epoch, count, batch_size):
+    keys = key(seed, steps.RUN_ORDER, 0), key(seed, steps.ORDER, epoch)
+    return np.asarray(orders.alternating_halves(*keys, count, batch_size))
+
+
+def key(seed, purpose, epoch):
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), epoch)
+
+
+def softmax_regression(recipe, seed, params, images, labels, order):
     """SGD with momentum and L2 on a linear classifier, in float64 loops; returns the weights and losses by epoch."""
     weights, bias = (np.float64(params["Dense_0"][name]) for name in ("kernel", "bias"))
     inputs = ((images / 255 - 0.3) / 0.4).reshape(len(images), -1)
     momenta, losses = [np.zeros_like(weights), np.zeros_like(bias)], []
     for epoch in range(recipe.epochs):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), steps.ORDER), epoch)
-        order = np.asarray(jax.random.permutation(key, len(labels)))
+        batches = order(seed, epoch, len(labels), recipe.batch_size)
         rate = recipe.learning_rate / 2 * (1 + math.cos(math.pi * epoch / recipe.epochs))
         total = 0.0
-        for step in range(len(labels) // recipe.batch_size):
-            batch = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+        for batch in batches:
             x, y = inputs[batch], labels[batch]
             logits = x @ weights + bias
             shares = np.exp(logits - logits.max(1, keepdims=True))
             shares /= shares.sum(1, keepdims=True)
-            total -= np.log(shares[np.arange(len(y)), y]).mean() / (len(labels) // recipe.batch_size)
+            total -= np.log(shares[np.arange(len(y)), y]).mean() / len(batches)
             error = (shares - np.eye(10)[y]) / len(y)
             for i, gradient in enumerate((x.T @ error, error.sum(0))):
                 parameter = (weights, bias)[i]
@@ -141,17 +145,21 @@ def softmax_regression(recipe, seed, params, images, labels):
     return weights, bias, losses
 
 
-def test_dense_training_is_sgd_with_momentum_and_l2():
+@pytest.mark.parametrize(
+    ("order", "batches"), [(orders.shuffled, shuffled), (orders.alternating_halves, halved)], ids=["shuffled", "halves"]
+)
+def test_dense_training_is_sgd_with_momentum_and_l2(order, batches):
     recipe = dataclasses.replace(RECIPE, epochs=3, batch_size=48, weight_decay=0.01, seed=5)
     model = LeNet300100(10, widths=())
     rng = np.random.default_rng(0)
     start = {"Dense_0": {"kernel": rng.normal(size=(2, 64, 10)), "bias": rng.normal(size=(2, 10))}}
     start = jax.tree.map(np.float32, start)
-    run = quietly(recipe=recipe, model=model, initial=(start, {}))
+    method = dataclasses.replace(dense(recipe), order=order)
+    run = quietly(method, recipe, model, initial=(start, {}))
     for i in range(2):
         params = jax.tree.map(lambda leaf, i=i: leaf[i], start)
         split = DIGITS.train
-        weights, bias, losses = softmax_regression(recipe, 5 + i, params, split.images, split.labels)
+        weights, bias, losses = softmax_regression(recipe, 5 + i, params, split.images, split.labels, batches)
         np.testing.assert_allclose(run.params["Dense_0"]["kernel"][i], weights, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose(run.params["Dense_0"]["bias"][i], bias, rtol=1e-3, atol=1e-4)
         np.testing.assert_allclose([row["train_loss"][i] for row in run.history], losses, rtol=1e-4)
@@ -172,6 +180,31 @@ def test_history(plain):
     assert plain.history[1]["val_loss"] < plain.history[0]["val_loss"]
 
 
+def test_history_has_the_rate_of_the_schedule(plain):
+    # Halves of 250 images give 2 x 3 batches of 64 an epoch, where shuffling gives 7 of 500: the rate follows.
+    recipe = dataclasses.replace(RECIPE, schedule=rates.drops((1,), 0.2))
+    method = dataclasses.replace(dense(recipe), order=orders.alternating_halves)
+    method = dataclasses.replace(method, optimizer=counting(method.optimizer), observe=lambda _, state: {"n": state[0]})
+    run = quietly(method, recipe)
+    np.testing.assert_allclose([row["learning_rate"] for row in run.history], [0.05, 0.01], rtol=1e-6)
+    assert [row["n"] for row in run.history] == [[6, 6], [12, 12]]
+
+
+def counting(optimizer):
+    """The optimizer, with the number of its updates in front of its state."""
+
+    def make(schedule):
+        inner = optimizer(schedule)
+
+        def update(grads, state, params):
+            updates, rest = inner.update(grads, state[1], params)
+            return updates, (state[0] + 1, rest)
+
+        return optax.GradientTransformation(lambda params: (jnp.zeros((), jnp.int32), inner.init(params)), update)
+
+    return make
+
+
 def predictions(params, images, seed):
     x = ((images / 255 - 0.3) / 0.4).reshape(len(images), -1)
     for name in ("Dense_0", "Dense_1", "Dense_2"):
@@ -184,7 +217,7 @@ def predictions(params, images, seed):
 @pytest.mark.parametrize("batch", [500, 30])
 def test_evaluation_counts_every_image_once(plain, devices, batch, monkeypatch):
     # 101 images: 30 at a time leave a partial batch, and 8 devices one that is padded in any case.
-    monkeypatch.setattr(training, "EVALUATION_BATCH", batch)
+    monkeypatch.setattr(feeds, "EVALUATION_BATCH", batch)
     split = DIGITS.validation
     scores = training.evaluate(MODEL, plain.params, {}, split, DIGITS, jax.devices()[:devices])
     for seed in range(2):
@@ -329,6 +362,37 @@ def test_a_run_is_traced_once():
     assert counts[1] == counts[4] > 0
 
 
+def test_history_has_what_the_method_observes(plain, tmp_path):
+    recipe = dataclasses.replace(RECIPE, learning_rate=0.01)
+
+    def observe(trained, opt_state):
+        return {"bound": trained.bound, "updates": opt_state[0]}
+
+    method = dataclasses.replace(shrinking([]), observe=observe)
+    run = quietly(method, recipe, directory=tmp_path / "run")
+    assert [row["updates"] for row in run.history] == [[7, 7], [14, 14]]
+    assert run.history[-1]["bound"] == np.asarray(run.trainable.bound).tolist()
+    assert run.history[0]["bound"] != run.history[1]["bound"]
+    assert set(run.history[0]) == {*plain.history[0], "bound", "updates"}
+    assert quietly(method, recipe, directory=tmp_path / "run").history == run.history
+    # Observing changes nothing.
+    equal(run.trainable, quietly(shrinking([]), recipe).trainable)
+
+
+@pytest.mark.parametrize(
+    ("observed", "message"),
+    [
+        *[({name: jnp.zeros(())}, f"'{name}' of shape \\(\\)") for name in ("nonzeros", "seconds", "epoch", "penalty")],
+        ({"bounds": jnp.zeros(3)}, r"'bounds' of shape \(3,\)"),
+    ],
+)
+def test_observations_must_be_new_scalars(tmp_path, observed, message):
+    method = dataclasses.replace(dense(RECIPE), observe=lambda trainable, opt_state: observed)
+    with pytest.raises(ValueError, match=rf"method.observe: got {message}.*epoch, learning_rate"):
+        quietly(method, directory=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # Where it starts, and how it fails
 
 
@@ -381,6 +445,14 @@ def test_batch_size_must_fit(batch_size, devices, message):
         quietly(recipe=recipe, devices=jax.devices()[:devices])
 
 
+@pytest.mark.parametrize(
+    "order", [lambda *_: jnp.arange(64, dtype=jnp.int32), lambda *_: jnp.zeros((3, 64)), lambda *_: jnp.zeros((7, 63))]
+)
+def test_an_order_has_whole_batches_of_indices(order):
+    with pytest.raises(ValueError, match=r"method.order: got .*; return int32 \(steps, 64\)"):
+        quietly(dataclasses.replace(dense(RECIPE), order=order))
+
+
 def test_dropout_draws_anew_for_every_seed_and_epoch():
     class Dropped(nn.Module):
         """Logits whose loss shows which of 64 inputs were dropped."""
@@ -427,6 +499,7 @@ def test_a_finished_run_is_read_and_not_trained(tmp_path, plain):
         ("config.target", {"config": {"target": 0.9}}),
         ("config.more", {"config": {"target": 0.8, "more": None}}),
         ("initial", {"initial": True}),
+        ("recipe.schedule", {"recipe": dataclasses.replace(RECIPE, schedule=rates.drops((1,)))}),
     ],
 )
 def test_a_folder_never_mixes_two_runs(tmp_path_factory, plain, field, change):
@@ -453,6 +526,45 @@ def test_settings_must_be_json(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+CONSTANT = dataclasses.replace(RECIPE, epochs=3, schedule=rates.constant, learning_rate=0.01)
+
+
+@pytest.mark.parametrize("keeps_files", [False, True])
+def test_snapshots_are_the_networks_of_shorter_runs(tmp_path, keeps_files):
+    def run(epochs, **changes):
+        return quietly(shrinking([]), dataclasses.replace(CONSTANT, epochs=epochs), model=Normalized(), **changes)
+
+    directory = tmp_path / "run" if keeps_files else None
+    long = run(3, directory=directory, snapshots=[0, 2, 3, 2])
+    assert list(long.snapshots) == [0, 2, 3]
+    for epochs in (2, 3):
+        shorter = run(epochs)
+        equal(long.snapshots[epochs], (shorter.params, shorter.model_state))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(long.snapshots))
+    equal(run(3).params, long.params)
+    still = quietly(shrinking([]), dataclasses.replace(CONSTANT, learning_rate=0.0), Normalized())
+    equal(long.snapshots[0][0], still.params)
+    if keeps_files:
+        equal(run(3, directory=directory, snapshots=[2, 0]).snapshots, {e: long.snapshots[e] for e in (0, 2)})
+        # The end is a checkpoint anyway; what is in between is not.
+        with pytest.raises(ValueError, match="snapshots: got 1, but the run in the directory is at epoch 3"):
+            run(3, directory=directory, snapshots=[0, 1])
+
+
+def test_a_finished_run_gives_a_snapshot_of_its_end(tmp_path):
+    run = quietly(directory=tmp_path / "run")
+    assert run.snapshots == {}
+    again = quietly(directory=tmp_path / "run", snapshots=[2])
+    assert again.compile_seconds == 0
+    equal(again.snapshots[2], (run.params, run.model_state))
+
+
+@pytest.mark.parametrize("epoch", [-1, 3])
+def test_snapshots_are_of_epochs_that_the_run_has(tmp_path, epoch):
+    with pytest.raises(ValueError, match=rf"snapshots: got {epoch}, but the run has epochs 0 .* to 2"):
+        quietly(directory=tmp_path / "run", snapshots=[0, epoch])
+
+
 def test_missing_metrics_are_an_error(tmp_path):
     quietly(directory=tmp_path / "run")
     path = tmp_path / "run" / "metrics.jsonl"
@@ -461,13 +573,14 @@ def test_missing_metrics_are_an_error(tmp_path):
         quietly(directory=tmp_path / "run")
 
 
+SNAPSHOTS = (0, 3, 5, 60)
 LONG = Recipe(epochs=90, batch_size=64, learning_rate=0.05, seeds=2, checkpoint_every=4)
 
 
 def kill_in_the_middle(directory):
     """Starts a run in another process, kills it at its sixth epoch, and returns what it has written."""
     tests = Path(__file__).parent
-    code = f"import test_training as t; t.quietly(recipe=t.LONG, directory={str(directory)!r})"
+    code = f"import test_training as t; t.quietly(recipe=t.LONG, directory={str(directory)!r}, snapshots=t.SNAPSHOTS)"
     paths = os.pathsep.join([str(tests), str(tests.parent)])
     child = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
     metrics = directory / "metrics.jsonl"
@@ -488,7 +601,13 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path):
     assert 4 <= saved <= len(lines) < LONG.epochs
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 1000, "tra')  # a kill in the middle of a line
-    resumed, whole = quietly(recipe=LONG, directory=directory), quietly(recipe=LONG)
+    # A snapshot beyond the checkpoint, which the killed process may have written in another way.
+    shutil.copytree(directory / "snapshots" / "0", directory / "snapshots" / "60")
+    resumed = quietly(recipe=LONG, directory=directory, snapshots=SNAPSHOTS)
+    whole = quietly(recipe=LONG, snapshots=SNAPSHOTS)
+    equal(resumed.snapshots, whole.snapshots)
+    assert list(resumed.snapshots) == list(SNAPSHOTS)
+    equal(quietly(recipe=LONG, directory=directory, snapshots=SNAPSHOTS).snapshots, whole.snapshots)
     equal(resumed.params, whole.params)
     equal(resumed.trainable, whole.trainable)
     assert [row["epoch"] for row in resumed.history] == list(range(1, 91))
