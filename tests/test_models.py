@@ -1,15 +1,35 @@
-"""The networks: exact sizes, what they compute, thin versions, and the convolution that is fast inside a loop."""
+"""The networks: exact sizes, what they compute, and thin versions."""
 
 import math
-import re
+from functools import partial
+from typing import get_args
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
-from experiments import convolution, models
-from experiments.models import Block, LeNet5, LeNet300100, WideResNet
+import sparsejax as sj
+from experiments import models, setup
+from experiments.models import (
+    AlexNet,
+    Block,
+    Bottleneck,
+    InvertedResidual,
+    LeNet5,
+    LeNet300100,
+    MediumConv,
+    MobileNetV2,
+    ResNet50,
+    SmallConv,
+    Vgg11,
+    Vgg16,
+    VggLike,
+    WideResNet,
+    WideResNet28x10,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -18,32 +38,161 @@ def normal(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
 
-def wide_resnet_count(depth, widths, classes, channels=3):
-    """Sums layer by layer: convolutions with biases, two numbers a normalised channel, shortcuts at new shapes."""
-    count, before = 9 * channels * widths[0] + widths[0], widths[0]
+def layer(inputs, outputs, size=1, side=1, bias=True, norm=False):
+    """Parameters and multiply-adds of a convolution of square kernels and outputs, or of a dense layer."""
+    weights = size * size * inputs * outputs
+    return np.array([weights + outputs * (bias + 2 * norm), weights * side * side])
+
+
+def batch_norm(channels):
+    return np.array([2 * channels, 0])
+
+
+def lenet_size(widths, classes, inputs=784):
+    first, second = widths
+    return layer(inputs, first) + layer(first, second) + layer(second, classes)
+
+
+def lenet5_size(widths, classes):
+    a, b, c = widths
+    return layer(1, a, 5, 24) + layer(a, b, 5, 8) + layer(16 * b, c) + layer(c, classes)
+
+
+def small_conv_size(widths, classes):
+    # 32 -> 28 -> 14 -> 12 -> 6 -> 4 -> 2 pixels
+    a, b, c, d, e = widths
+    convolutions = layer(3, a, 5, 28) + layer(a, b, 3, 12) + layer(b, c, 3, 4)
+    return convolutions + layer(4 * c, d) + layer(d, e) + layer(e, classes)
+
+
+def vgg_size(depths, norm, widths, classes):
+    widths, before, side, total = list(widths), 3, 32, 0
+    for depth in depths:
+        for _ in range(depth):
+            total = total + layer(before, widths[0], 3, side, norm=norm)
+            before = widths.pop(0)
+        side //= 2
+    for width in widths:
+        total = total + layer(before, width, norm=norm)
+        before = width
+    return total + layer(before, classes)
+
+
+def wide_resnet_size(depth, widths, classes, channels=3, side=32):
+    """A bias on every convolution, and two numbers a normalised channel, before the convolution."""
+    before = widths[0]
+    total = layer(channels, before, 3, side)
     for stage, width in enumerate(widths[1:]):
         for block in range((depth - 4) // 6):
-            count += 2 * before + 9 * before * width + width + 2 * width + 9 * width * width + width
-            if (stage > 0 and block == 0) or before != width:
-                count += before * width + width
+            strided = stage > 0 and block == 0
+            total = total + layer(before, width, 3, side, norm=True) + batch_norm(before)
+            side = math.ceil(side / 2) if strided else side
+            total = total + layer(width, width, 3, side)
+            if strided or before != width:
+                total = total + layer(before, width, 1, side)
             before = width
-    return count + 2 * before + before * classes + classes
+    return total + batch_norm(before) + layer(before, classes)
+
+
+def alexnet_size(widths, classes):
+    # 224 -> 55 -> 27 -> 13 -> 6 pixels
+    a, b, c, d, e, f, g = widths
+    convolutions = layer(3, a, 11, 55) + layer(a, b, 5, 27) + layer(b, c, 3, 13) + layer(c, d, 3, 13)
+    return convolutions + layer(d, e, 3, 13) + layer(36 * e, f) + layer(f, g) + layer(g, classes)
+
+
+def resnet50_size(widths, classes):
+    normed = partial(layer, bias=False, norm=True)
+    total, before, side = normed(3, widths[0], 7, 112), widths[0], 56
+    for stage, (width, blocks) in enumerate(zip(widths[1:], (3, 4, 6, 3), strict=True)):
+        for block in range(blocks):
+            total = total + normed(before, width, 1, side)
+            side = side // 2 if stage > 0 and block == 0 else side
+            total = total + normed(width, width, 3, side) + normed(width, 4 * width, 1, side)
+            if block == 0:
+                total = total + normed(before, 4 * width, 1, side)
+            before = 4 * width
+    return total + layer(before, classes)
+
+
+def mobilenet_size(widths, classes):
+    normed = partial(layer, bias=False, norm=True)
+    total, before, side = normed(3, widths[0], 3, 112), widths[0], 112
+    table = zip(widths[1:-1], (1, 6, 6, 6, 6, 6, 6), (1, 2, 3, 4, 3, 3, 1), (1, 2, 2, 2, 1, 2, 1), strict=True)
+    for width, expansion, blocks, stride in table:
+        for block in range(blocks):
+            middle = expansion * before
+            if expansion > 1:
+                total = total + normed(before, middle, 1, side)
+            side = side // stride if block == 0 else side
+            # Every channel of the 3x3 convolution has one input.
+            total = total + normed(1, middle, 3, side) + normed(middle, width, 1, side)
+            before = width
+    return total + normed(before, widths[-1], 1, side) + layer(widths[-1], classes)
+
+
+# Image, classes, parameters, multiply-adds in the digits in which they are published (torchvision's tables; Li et al.,
+# Pruning Filters for Efficient ConvNets, 2017; formula sheet) or None, and the count by hand.
+NETWORKS = {
+    "lenet300": ((28, 28, 1), 10, 266_610, None, lenet_size),
+    "lenet5": ((28, 28, 1), 10, 431_080, "2.29e+06", lenet5_size),
+    "small-conv": ((32, 32, 3), 10, 424_394, None, small_conv_size),
+    "medium-conv": ((32, 32, 3), 10, 1_688_458, None, small_conv_size),
+    "vgg11": ((32, 32, 3), 10, 9_750_922, None, partial(vgg_size, (1, 1, 2, 2, 2), False)),
+    "vgg16": ((32, 32, 3), 10, 15_245_130, "3.1e+08", partial(vgg_size, (2, 2, 3, 3, 3), False)),
+    "vgg-like": ((32, 32, 3), 10, 14_991_946, "3.13e+08", partial(vgg_size, (2, 2, 3, 3, 3), True)),
+    "wrn-16-2": ((28, 28, 1), 10, None, None, partial(wide_resnet_size, 16, channels=1, side=28)),
+    "wrn-16-8": ((32, 32, 3), 100, 11_012_036, None, partial(wide_resnet_size, 16)),
+    "wrn-28-10": ((32, 32, 3), 100, 36_546_980, None, partial(wide_resnet_size, 28)),
+    "alexnet": ((224, 224, 3), 1000, 61_100_840, "7.1e+08", alexnet_size),
+    "resnet50": ((224, 224, 3), 1000, 25_557_032, "4.09e+09", resnet50_size),
+    "mobilenetv2": ((224, 224, 3), 1000, 3_504_872, "3.0e+08", mobilenet_size),
+}
+
+
+def test_every_name_has_a_network_and_a_row_here():
+    assert list(NETWORKS) == list(setup.MODELS) == list(get_args(setup.ModelName))
+
+
+def shapes_of(model, image):
+    """Shapes of parameters, of statistics and of one image."""
+    images = jax.ShapeDtypeStruct((1, *image), jnp.float32)
+    state = dict(jax.eval_shape(model.init, jax.random.key(0), images))
+    return state.pop("params"), state, images
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sizes_of_the_papers(name):
+    image, classes, parameters, published, count = NETWORKS[name]
+    model = setup.MODELS[name](classes)
+    params, state, images = shapes_of(model, image)
+    expected, products = count(model.widths, classes)
+    assert models.parameter_count(model, image) == expected
+    assert parameters in (None, expected)
+
+    def apply(params, state, images):
+        return model.apply({"params": params, **state}, images)
+
+    found = sj.report.multiply_adds(apply, params, state, images)
+    assert (found.total, found.unattributed, found.notes) == (products, 0, ())
+    if published is not None:
+        assert f"{found.total:.{len(published) - 6}e}" == published
+    assert jax.eval_shape(apply, params, state, images).shape == (1, classes)
 
 
 @pytest.mark.parametrize(
     ("model", "shape", "count"),
     [
-        (LeNet300100(10), (28, 28, 1), 266_610),
         (LeNet300100(10), (8, 8, 1), 64 * 300 + 300 + 30_000 + 100 + 1010),
         (LeNet300100(3, widths=(5, 4, 2)), (2, 2, 3), 12 * 5 + 5 + 24 + 10 + 9),
-        (LeNet5(10), (28, 28, 1), 431_080),
         (LeNet5(10), (16, 16, 3), 75 * 20 + 20 + 25_050 + 50 * 500 + 500 + 5010),
-        (WideResNet(100), (32, 32, 3), 11_012_036),
         (WideResNet(100, widths=(16, 48, 96, 192)), (32, 32, 3), 1_568_596),
         (WideResNet(100, widths=(16, 49, 99, 198)), (32, 32, 3), 1_665_210),
         (WideResNet(100, widths=(16, 50, 99, 198)), (32, 32, 3), 1_669_046),
-        (WideResNet(10, widths=(16, 32, 64, 128)), (28, 28, 1), wide_resnet_count(16, (16, 32, 64, 128), 10, 1)),
-        (WideResNet(10, depth=10, widths=(4, 4, 6, 6)), (8, 8, 1), wide_resnet_count(10, (4, 4, 6, 6), 10, 1)),
+        (WideResNet(10, depth=10, widths=(4, 4, 6, 6)), (8, 8, 1), wide_resnet_size(10, (4, 4, 6, 6), 10, 1)[0]),
+        (WideResNet28x10(10), (32, 32, 3), 36_489_290),
+        (WideResNet28x10(10, depth=10, widths=(4, 4, 6, 6)), (8, 8, 1), wide_resnet_size(10, (4, 4, 6, 6), 10, 1)[0]),
+        (VggLike(3, widths=(2,) * 13 + (5,)), (8, 8, 1), 18 + 12 * 36 + 13 * 6 + 2 * 5 + 15 + 15 + 3),
     ],
 )
 def test_parameter_counts(model, shape, count):
@@ -71,21 +220,6 @@ def test_initial_values_of_lenet5_are_caffes():
         assert abs(kernel.std() / math.sqrt(1 / inputs) - 1) < 0.1
 
 
-def convolve(images, kernels, stride, pad):
-    """A convolution of NHWC images with HWIO kernels, in float64 loops."""
-    n, height, width, _ = images.shape
-    size = kernels.shape[0]
-    padded = np.zeros((n, height + 2 * pad, width + 2 * pad, images.shape[3]))
-    padded[:, pad : pad + height, pad : pad + width] = images
-    rows, columns = ((side + 2 * pad - size) // stride + 1 for side in (height, width))
-    out = np.zeros((n, rows, columns, kernels.shape[3]))
-    for i in range(rows):
-        for j in range(columns):
-            window = padded[:, i * stride : i * stride + size, j * stride : j * stride + size]
-            out[:, i, j] = np.tensordot(window, kernels, 3)
-    return out
-
-
 def test_lenet5_is_caffes():
     # No ReLU after a convolution, pooling by 2 after each, a ReLU after the hidden dense layer only.
     model, images = LeNet5(3, widths=(2, 3, 4)), normal(2, 17, 16, 1)
@@ -95,7 +229,7 @@ def test_lenet5_is_caffes():
     }
     x = images
     for name in ("Conv_0", "Conv_1"):
-        x = convolve(x, layers[name][0], 1, 0) + layers[name][1]
+        x = oracles.convolve(x, layers[name][0], 1, 0) + layers[name][1]
         n, height, width, channels = x.shape
         x = x[:, : height // 2 * 2, : width // 2 * 2]
         x = x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
@@ -105,10 +239,15 @@ def test_lenet5_is_caffes():
     np.testing.assert_allclose(model.apply({"params": params}, images), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 15, 1)])
-def test_lenet5_refuses_small_images(shape):
-    with pytest.raises(ValueError, match="at least 16x16 pixels"):
-        jax.eval_shape(LeNet5(10).init, jax.random.key(0), jnp.zeros((1, *shape)))
+@pytest.mark.parametrize(
+    ("model", "least"),
+    [(LeNet5(10), 16), (SmallConv(10), 24), (MediumConv(10), 24), (Vgg11(10), 32), (Vgg16(10), 32), (AlexNet(10), 63)],
+)
+def test_networks_refuse_images_of_which_nothing_would_be_left(model, least):
+    for shape in ((least, least - 1, 3), (least - 1, least, 3)):
+        with pytest.raises(ValueError, match=f"at least {least}x{least} pixels, got {shape[0]}x{shape[1]}"):
+            shapes_of(model, shape)
+    assert all(leaf.size for leaf in jax.tree.leaves(shapes_of(model, (least, least, 3))))
 
 
 @pytest.mark.parametrize("depth", [4, 15])
@@ -129,24 +268,357 @@ def test_block_is_the_authors(width, stride):
         scaled = (y - statistics[name]["mean"]) / np.sqrt(statistics[name]["var"] + 1e-5)
         return np.maximum(scaled * params[name]["scale"] + params[name]["bias"], 0)
 
-    y = convolve(norm_relu("norm1", images), params["conv1"]["kernel"], 1, 1) + params["conv1"]["bias"]
-    y = convolve(norm_relu("norm2", y), params["conv2"]["kernel"], stride, 1) + params["conv2"]["bias"]
+    y = oracles.convolve(norm_relu("norm1", images), params["conv1"]["kernel"], 1, 1) + params["conv1"]["bias"]
+    y = oracles.convolve(norm_relu("norm2", y), params["conv2"]["kernel"], stride, 1) + params["conv2"]["bias"]
     shortcut = images
     assert ("shortcut" in params) == (width != 2)
     if width != 2:
-        shortcut = convolve(images, params["shortcut"]["kernel"], stride, 0) + params["shortcut"]["bias"]
+        shortcut = oracles.convolve(images, params["shortcut"]["kernel"], stride, 0) + params["shortcut"]["bias"]
     output = jax.jit(block.apply)({"params": params, "batch_stats": statistics}, images)
     np.testing.assert_allclose(output, shortcut + y, rtol=1e-4, atol=1e-4)
+
+
+def flattened(tree):
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+class Reference:
+    """The layers of a network in NumPy, with random parameters and statistics, by the names that Flax gives them."""
+
+    def __init__(self, model, image):
+        self.rng = np.random.default_rng(1)  # of its own: which few channels die must not depend on the order of tests
+        params, state, _ = shapes_of(model, image)
+        statistics = flattened(state.get("batch_stats", {}))
+        self.params = {name: self.draw(name, leaf.shape) for name, leaf in flattened(params).items()}
+        self.statistics = {name: self.draw(name, leaf.shape) for name, leaf in statistics.items()}
+
+    def draw(self, name, shape):
+        # Near what keeps the signal: variance 2 / fan-in, and scales and variances about 1. More in the last layer of
+        # MobileNetV2, which would not reach the end of its ReLU6.
+        if name.endswith(("scale", "var")):
+            return np.float32(self.rng.uniform(0.5, 1.5, shape))
+        scale = 0.2 if len(shape) == 1 else math.sqrt(2 / math.prod(shape[:-1]))
+        return np.float32((8 if name == "head/kernel" else 1) * scale * self.rng.normal(size=shape))
+
+    def variables(self):
+        state = {"params": self.params, "batch_stats": self.statistics}
+        return {name: flax.traverse_util.unflatten_dict(tree, sep="/") for name, tree in state.items()}
+
+    def conv(self, name, x, stride=1, pad=0):
+        kernel = self.params[f"{name}/kernel"]
+        if kernel.shape[2] < x.shape[3]:  # depthwise: a kernel of all channels that is zero between different ones
+            kernel = kernel * np.eye(x.shape[3])
+        return oracles.convolve(x, kernel, stride, pad) + self.params.get(f"{name}/bias", 0)
+
+    def norm(self, name, x, epsilon=1e-5):
+        x = (x - self.statistics[f"{name}/mean"]) / np.sqrt(self.statistics[f"{name}/var"] + epsilon)
+        return x * self.params[f"{name}/scale"] + self.params[f"{name}/bias"]
+
+    def conv_norm(self, name, x, stride=1, pad=0):
+        return self.norm(f"{name}_norm", self.conv(name, x, stride, pad))
+
+    def dense(self, name, x):
+        return x @ np.float64(self.params[f"{name}/kernel"]) + self.params[f"{name}/bias"]
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def relu6(x):
+    return np.minimum(relu(x), 6)
+
+
+def pooled(x, size=2, stride=2, pad=0):
+    """Maxima of windows; `pad` is a number for both sides, or (low, high)."""
+    x = np.pad(x, ((0, 0), *(np.broadcast_to(pad, (2, 2))), (0, 0)), constant_values=-np.inf)
+    rows, columns = ((side - size) // stride + 1 for side in x.shape[1:3])
+    out = np.zeros((x.shape[0], rows, columns, x.shape[3]))
+    for i in range(rows):
+        for j in range(columns):
+            out[:, i, j] = x[:, i * stride : i * stride + size, j * stride : j * stride + size].max((1, 2))
+    return out
+
+
+def flat(x):
+    return x.reshape(len(x), -1)
+
+
+def plain_forward(depths, pad, net, x):
+    convolutions = iter(range(20))
+    for depth in depths:
+        for _ in range(depth):
+            x = relu(net.conv(f"Conv_{next(convolutions)}", x, 1, pad))
+        x = pooled(x)
+    x = relu(net.dense("Dense_0", flat(x)))
+    return net.dense("Dense_2", relu(net.dense("Dense_1", x)))
+
+
+def vgg_like_forward(net, x):
+    layers = iter(range(13))
+    for depth in (2, 2, 3, 3, 3):
+        for _ in range(depth):
+            i = next(layers)
+            x = relu(net.norm(f"BatchNorm_{i}", net.conv(f"Conv_{i}", x, 1, 1), 1e-3))
+        x = pooled(x, pad=[(0, x.shape[1] % 2), (0, x.shape[2] % 2)])
+    return net.dense("Dense_1", relu(net.norm("BatchNorm_13", net.dense("Dense_0", flat(x)), 1e-3)))
+
+
+def alexnet_forward(net, x):
+    x = pooled(relu(net.conv("Conv_0", x, 4, 2)), 3)
+    x = pooled(relu(net.conv("Conv_1", x, 1, 2)), 3)
+    for name in ("Conv_2", "Conv_3", "Conv_4"):
+        x = relu(net.conv(name, x, 1, 1))
+    x = relu(net.dense("Dense_0", flat(pooled(x, 3))))
+    return net.dense("Dense_2", relu(net.dense("Dense_1", x)))
+
+
+def resnet50_forward(net, x):
+    x = pooled(relu(net.conv_norm("stem", x, 2, 3)), 3, pad=1)
+    for stage, blocks in enumerate((3, 4, 6, 3), start=1):
+        for block in range(1, blocks + 1):
+            name, stride = f"stage{stage}_block{block}", 2 if stage > 1 and block == 1 else 1
+            y = relu(net.conv_norm(f"{name}/conv1", x))
+            y = net.conv_norm(f"{name}/conv3", relu(net.conv_norm(f"{name}/conv2", y, stride, 1)))
+            x = relu(y + (net.conv_norm(f"{name}/shortcut", x, stride) if block == 1 else x))
+    return net.dense("classifier", x.mean((1, 2)))
+
+
+def mobilenet_forward(net, x):
+    x = relu6(net.conv_norm("stem", x, 2, 1))
+    for stage, (blocks, stride) in enumerate(((1, 1), (2, 2), (3, 2), (4, 2), (3, 1), (3, 2), (1, 1)), start=1):
+        for block in range(1, blocks + 1):
+            name = f"stage{stage}_block{block}"
+            y = x if stage == 1 else relu6(net.conv_norm(f"{name}/expand", x))
+            y = relu6(net.conv_norm(f"{name}/depthwise", y, stride if block == 1 else 1, 1))
+            y = net.conv_norm(f"{name}/project", y)
+            x = y if block == 1 else x + y
+    return net.dense("classifier", relu6(net.conv_norm("head", x)).mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "forward"),
+    [
+        (SmallConv(3, widths=(7, 6, 5, 9, 8)), (25, 32, 2), partial(plain_forward, (1, 1, 1), 0)),
+        (Vgg11(3, widths=(7, 6) * 4 + (9, 8)), (32, 33, 2), partial(plain_forward, (1, 1, 2, 2, 2), 1)),
+        (Vgg16(3, widths=(7, 6) * 6 + (7, 9, 8)), (32, 33, 2), partial(plain_forward, (2, 2, 3, 3, 3), 1)),
+        (VggLike(3, widths=(7, 6) * 6 + (7, 9)), (20, 13, 2), vgg_like_forward),
+        (AlexNet(3, widths=(7, 6, 7, 6, 5, 9, 8)), (63, 68, 2), alexnet_forward),
+        (ResNet50(3, widths=(5, 2, 3, 2, 3)), (21, 28, 2), resnet50_forward),
+        (MobileNetV2(3, widths=(4, 5, 4, 5, 4, 5, 4, 5, 8)), (21, 28, 2), mobilenet_forward),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_networks_are_the_authors(model, image, forward):
+    net = Reference(model, image)
+    images = np.float32(net.rng.normal(size=(2, *image)))
+    expected = forward(net, images)
+    assert np.ptp(expected, axis=0).min() > 1e-3 * np.abs(expected).max()  # the images still matter
+    found = jax.jit(model.apply)(net.variables(), images)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "block", "stages"),
+    [
+        (WideResNet(100), 32, Block, [(32, 128)] * 2 + [(16, 256)] * 2 + [(8, 512)] * 2),
+        (WideResNet28x10(10), 32, Block, [(32, 160)] * 4 + [(16, 320)] * 4 + [(8, 640)] * 4),
+        (ResNet50(10), 224, Bottleneck, [(56, 256)] * 3 + [(28, 512)] * 4 + [(14, 1024)] * 6 + [(7, 2048)] * 3),
+        (
+            MobileNetV2(10),
+            224,
+            InvertedResidual,
+            [(112, 16), *[(56, 24)] * 2, *[(28, 32)] * 3, *[(14, 64)] * 4, *[(14, 96)] * 3, *[(7, 160)] * 3, (7, 320)],
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_outputs_of_every_residual_block(model, side, block, stages):
+    found = []
+
+    def record(next_function, args, kwargs, context):
+        output = next_function(*args, **kwargs)
+        if type(context.module) is block and context.method_name == "__call__":
+            found.append(output.shape[1:])
+        return output
+
+    with flax.linen.intercept_methods(record):
+        shapes_of(model, (side, side, 3))
+    assert found == [(side, side, channels) for side, channels in stages]
 
 
 def test_batch_statistics():
     model, images = WideResNet(3, depth=10, widths=(2, 2, 2, 2)), normal(4, 4, 4, 1)
     variables = model.init(jax.random.key(0), images)
     _, updated = jax.jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))(variables, images)
-    stem = convolve(images, np.asarray(variables["params"]["stem"]["kernel"]), 1, 1)
+    stem = oracles.convolve(images, np.asarray(variables["params"]["stem"]["kernel"]), 1, 1)
     statistics = updated["batch_stats"]["stage1_block1"]["norm1"]
     np.testing.assert_allclose(statistics["mean"], 0.1 * stem.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * stem.var((0, 1, 2)), rtol=1e-4)
+
+
+class ShallowResNet(ResNet50):
+    """One block a stage, because most of these tests' time is compilation."""
+
+    blocks = (1, 1, 1, 1)
+
+
+class ShallowMobileNet(MobileNetV2):
+    stages = ((1, 1, 1), (6, 2, 2))
+
+
+class ShallowVggLike(VggLike):
+    stages = (2, 1)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        WideResNet28x10(3, depth=10, widths=(8, 4, 4, 4)),
+        ShallowVggLike(3, widths=(8, 8, 8, 16)),
+        ShallowResNet(3, widths=(8, 4, 4, 4, 4)),
+        ShallowMobileNet(3, widths=(8, 4, 4, 40)),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_training_moves_every_statistic_and_inference_none(model):
+    images = normal(8, 12, 12, 3)
+    variables = Reference(model, images.shape[1:]).variables()
+
+    @partial(jax.jit, static_argnums=1)
+    def statistics(variables, train):
+        rngs = {"dropout": jax.random.key(1)}
+        return model.apply(variables, images, train=train, mutable=["batch_stats"], rngs=rngs)[1]["batch_stats"]
+
+    before = flattened(variables["batch_stats"])
+    for train in (True, False):
+        after = flattened(statistics(variables, train))
+        moved = {name for name in before if not np.array_equal(before[name], after[name])}
+        assert moved == (set(before) if train else set())
+
+
+def test_the_last_batch_norm_of_the_authors_of_directional_pruning_follows_the_batch():
+    sizes, images = {"depth": 10, "widths": (2, 2, 2, 2)}, normal(8, 4, 4, 1)
+    variables = jax.jit(WideResNet(3, **sizes).init)(jax.random.key(0), images)
+    usual, found = (
+        jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, images)[1]["batch_stats"]
+        for model in (WideResNet(3, **sizes), WideResNet28x10(3, **sizes))
+    )
+    np.testing.assert_allclose(found["norm"]["mean"], 9 * usual["norm"]["mean"], rtol=1e-5)
+    np.testing.assert_array_equal(found["stage3_block1"]["norm2"]["mean"], usual["stage3_block1"]["norm2"]["mean"])
+
+
+@pytest.mark.parametrize(
+    ("model", "image", "rate"),
+    [
+        (Vgg16(3, widths=(8,) * 12 + (64, 16, 16)), (32, 32, 3), 0.5),
+        (ShallowVggLike(3, widths=(8, 8, 8, 16)), (8, 8, 3), 0.3),
+        (AlexNet(3, widths=(8, 8, 8, 8, 64, 16, 16)), (63, 63, 3), 0.5),
+        (ShallowMobileNet(3, widths=(8, 4, 4, 200)), (8, 8, 3), 0.2),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_dropout_is_active_in_training_only(model, image, rate):
+    images = normal(16, *image)
+    variables = Reference(model, image).variables()
+
+    @jax.jit
+    def first_dropped(variables, key):
+        _, state = model.apply(
+            variables,
+            images,
+            train=True,
+            mutable=["batch_stats", "intermediates"],
+            rngs={"dropout": key},
+            capture_intermediates=lambda module, _: module.name == "Dropout_0",
+        )
+        return state["intermediates"]["Dropout_0"]["__call__"][0]
+
+    one, other = (np.asarray(first_dropped(variables, jax.random.key(seed))) for seed in (1, 2))
+    np.testing.assert_array_equal(one[(one != 0) & (other != 0)], other[(one != 0) & (other != 0)])
+    dropped = (one == 0)[other != 0]
+    assert abs(dropped.mean() - rate) < 4 * math.sqrt(rate * (1 - rate) / dropped.size)
+    with pytest.raises(flax.errors.InvalidRngError):
+        jax.eval_shape(partial(model.apply, train=True, mutable=["batch_stats"]), variables, images)
+    jax.eval_shape(model.apply, variables, images)  # needs no random numbers
+
+
+@pytest.mark.parametrize(
+    ("model", "calls"),
+    [
+        (Vgg11(3), "C C CC CC CC D D D"),
+        (Vgg16(3), "CC CC CCC CCC CCC 0.5 D 0.5 D D"),
+        (VggLike(3), "C0.3C C0.4C " + 3 * "C0.4C0.4C " + "0.5 D 0.5 D"),
+        (AlexNet(3), "CCCCC 0.5 D 0.5 D D"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_where_dropout_stands(model, calls):
+    found = []
+
+    def record(next_function, args, kwargs, context):
+        names = {flax.linen.Conv: "C", flax.linen.Dense: "D"}
+        rate = getattr(context.module, "rate", 0.0)
+        found.append(str(rate) if rate else names.get(type(context.module), ""))
+        return next_function(*args, **kwargs)
+
+    with flax.linen.intercept_methods(record):
+        shapes_of(model, (64, 64, 3))
+    assert "".join(found) == calls.replace(" ", "")
+
+
+def kernels_and_biases(params):
+    leaves = {name: np.asarray(leaf) for name, leaf in flattened(params).items()}
+    for name, kernel in leaves.items():
+        if name.endswith("kernel"):
+            yield name, kernel, leaves.get(name.removesuffix("kernel") + "bias", np.zeros(1))
+
+
+def check_torch(kernel, bias):
+    bound = 1 / math.sqrt(math.prod(kernel.shape[:-1]))
+    assert 0.9 < np.abs(kernel).max() / bound <= 1
+    assert abs(kernel.std() / bound * math.sqrt(3) - 1) < 0.1
+    assert 0.5 < np.abs(bias).max() / bound <= 1
+
+
+def check_glorot(kernel, bias):
+    taps = math.prod(kernel.shape[:-2])
+    bound = math.sqrt(6 / (taps * (kernel.shape[-2] + kernel.shape[-1])))
+    assert 0.9 < np.abs(kernel).max() / bound <= 1
+    assert abs(kernel.std() / bound * math.sqrt(3) - 1) < 0.1
+    assert not bias.any()
+
+
+def check_fan_out(kernel, bias):
+    scale = math.sqrt(2 / math.prod([*kernel.shape[:-2], kernel.shape[-1]]))
+    assert abs(kernel.std() / scale - 1) < 0.15
+    assert np.abs(kernel).max() > 2.4 * scale  # JAX's he_normal ends at 2.27
+    assert not bias.any()
+
+
+def check_small(kernel, bias):
+    assert abs(kernel.std() / 0.01 - 1) < 0.15
+    assert not bias.any()
+
+
+@pytest.mark.parametrize(
+    ("model", "side", "convolutions", "dense"),
+    [
+        (SmallConv(16, widths=(16, 16, 16, 32, 32)), 24, check_glorot, check_glorot),
+        (Vgg16(16, widths=(16,) * 13 + (32, 32)), 32, check_fan_out, check_torch),
+        (ShallowVggLike(16, widths=(16, 24, 16, 32)), 4, check_fan_out, check_torch),
+        (AlexNet(16, widths=(8, 16, 16, 16, 16, 32, 32)), 63, check_torch, check_torch),
+        (WideResNet28x10(16, depth=10, widths=(16, 24, 16, 32)), 8, check_torch, check_torch),
+        (ShallowResNet(16, widths=(16, 24, 16, 16, 16)), 8, check_fan_out, check_torch),
+        (ShallowMobileNet(16, widths=(16, 24, 16, 64)), 8, check_fan_out, check_small),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_initial_values_are_the_authors(model, side, convolutions, dense):
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+    for name, kernel, bias in kernels_and_biases(params):
+        if kernel.size > 300:
+            (convolutions if kernel.ndim == 4 else dense)(kernel, bias), name
 
 
 @pytest.mark.parametrize(
@@ -178,8 +650,7 @@ def test_scaled_refuses(kept):
 
 
 def lenet_count(widths):
-    first, second = widths
-    return 6 * first + first + first * second + second + second * 4 + 4
+    return lenet_size(widths, 4, inputs=6)[0]
 
 
 @pytest.mark.parametrize("target", [17, 18, 50, 90, 130, 149, 150, lenet_count((9, 7))])
@@ -198,15 +669,32 @@ def test_thin_networks_of_the_papers():
     target = round(0.15 * 266_610)
     found = models.thin(LeNet300100(10), target, lambda m: models.parameter_count(m, (28, 28, 1)))
     assert abs(models.parameter_count(found, (28, 28, 1)) - target) < 0.01 * target
-    resnet = models.thin(WideResNet(100), 1_651_805, lambda m: wide_resnet_count(16, m.widths, 100))
+    resnet = models.thin(WideResNet(100), 1_651_805, lambda m: wide_resnet_size(16, m.widths, 100)[0])
     assert resnet.widths[0] == 16
-    assert abs(wide_resnet_count(16, resnet.widths, 100) - 1_651_805) < 0.01 * 1_651_805
+    assert abs(wide_resnet_size(16, resnet.widths, 100)[0] - 1_651_805) < 0.01 * 1_651_805
 
 
 @pytest.mark.parametrize("target", [15, 10**6])
 def test_thin_refuses(target):
     with pytest.raises(ValueError, match=f"target: got {target}"):
         models.thin(LeNet300100(4, widths=(9, 7)), target, lambda m: lenet_count(m.widths))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_has_thin_versions(name):
+    image, classes, _, _, count = NETWORKS[name]
+    model = setup.MODELS[name](classes)
+    fixed = model.fixed_widths
+    half = model.clone(widths=(*model.widths[:fixed], *(width // 2 for width in model.widths[fixed:])))
+    assert models.multiplied(model, 0.5) == models.scaled(model, 0.25) == half
+    target = round(0.3 * count(model.widths, classes)[0])
+    found = models.thin(model, target, lambda m: count(m.widths, classes)[0])
+    assert found.widths[:fixed] == model.widths[:fixed]
+    assert abs(count(found.widths, classes)[0] - target) < 0.02 * target
+    params, state, images = shapes_of(found, image)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count(found.widths, classes)[0]
+    logits = jax.eval_shape(found.apply, {"params": params, **state}, images)
+    assert logits.shape == (1, classes)
 
 
 def test_one_by_one_maps_as_vmap_does():
@@ -217,80 +705,3 @@ def test_one_by_one_maps_as_vmap_does():
     mapped = models.one_by_one(function)({"x": x}, y)
     np.testing.assert_allclose(mapped["sum"], x.sum(1) + y, rtol=1e-6)
     np.testing.assert_array_equal(mapped["y"], -y)
-
-
-def gradients(images, kernels, gradient, strides, pads):
-    """The gradients of sum(gradient * convolution) by the definition of the convolution, one product at a time."""
-    of_images, of_kernels = np.zeros(images.shape), np.zeros(kernels.shape)
-    for n, i, j, o in np.ndindex(gradient.shape):
-        for a, b, c in np.ndindex(kernels.shape[:3]):
-            row, column = i * strides[0] + a - pads[0][0], j * strides[1] + b - pads[1][0]
-            if 0 <= row < images.shape[1] and 0 <= column < images.shape[2]:
-                of_images[n, row, column, c] += gradient[n, i, j, o] * kernels[a, b, c, o]
-                of_kernels[a, b, c, o] += gradient[n, i, j, o] * images[n, row, column, c]
-    return of_images, of_kernels
-
-
-@pytest.mark.parametrize(
-    ("size", "kernel", "strides", "pads"),
-    [
-        ((6, 5), 3, (1, 1), ((1, 1), (1, 1))),
-        ((6, 5), 3, (2, 2), ((1, 1), (1, 1))),
-        ((6, 6), 1, (2, 2), ((0, 0), (0, 0))),
-        ((6, 7), 5, (1, 1), ((0, 0), (0, 0))),
-        ((7, 6), 3, (2, 1), ((0, 1), (2, 0))),
-    ],
-)
-def test_convolution_gradients(size, kernel, strides, pads):
-    images, kernels = normal(2, *size, 2), normal(kernel, kernel, 2, 3)
-
-    def outputs(images, kernels, gradient):
-        output, pull = jax.vjp(lambda i, k: convolution.convolve(i, k, strides, pads), images, kernels)
-        return output, pull(gradient)
-
-    shape = jax.eval_shape(lambda i, k: convolution.convolve(i, k, strides, pads), images, kernels).shape
-    gradient = normal(*shape)
-    output, found = jax.jit(outputs)(images, kernels, gradient)
-    of_images, of_kernels = gradients(images, kernels, gradient, strides, pads)
-    np.testing.assert_allclose(found[0], of_images, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found[1], of_kernels, rtol=1e-4, atol=1e-5)
-    # The convolution is linear in the images, so the same loops check its value.
-    np.testing.assert_allclose(np.vdot(output, gradient), np.vdot(of_images, images), rtol=1e-3, atol=1e-4)
-
-
-def test_every_convolution_in_a_loop_has_the_fast_layout():
-    # Of images of a few pixels XLA may swap the operands by itself, for then the kernels are the larger ones.
-    model, images = WideResNet(3, depth=10, widths=(2, 2, 3, 3)), normal(2, 16, 16, 1)
-    variables = model.init(jax.random.key(0), images)
-
-    def loss(params):
-        return jnp.sum(model.apply({**variables, "params": params}, images) ** 2)
-
-    def descend(params, _):
-        return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params)), None
-
-    program = jax.jit(lambda params: jax.lax.scan(descend, params, length=2)).lower(variables["params"]).compile()
-    layouts = re.findall(r"dim_labels=(\S+?),? ", program.as_text())
-    assert len(layouts) > 20
-    assert set(layouts) == {"b01f_01io->b01f"}
-
-
-def test_convolution_has_hessian_vector_products():
-    images, kernels = normal(1, 4, 4, 1), normal(3, 3, 1, 1)
-
-    def loss(kernels):
-        return jnp.sum(convolution.convolve(images, kernels, (1, 1), ((0, 0), (0, 0))) ** 2) / 2
-
-    product = jax.jit(lambda v: jax.jvp(jax.grad(loss), (kernels,), (v,))[1])(kernels)
-    output = convolve(images, kernels, 1, 0)
-    _, expected = gradients(images, kernels, output, (1, 1), ((0, 0), (0, 0)))  # quadratic: H k is the gradient at k
-    np.testing.assert_allclose(product, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [{"rhs_dilation": (2, 2)}, {"lhs_dilation": (1, 2)}, {"feature_group_count": 2}, {"precision": "highest"}],
-)
-def test_convolution_refuses_what_it_does_not_write_out(arguments):
-    with pytest.raises(ValueError, match="only ordinary convolutions"):
-        convolution.conv_general_dilated(jnp.zeros((1, 4, 4, 2)), jnp.zeros((3, 3, 2, 2)), (1, 1), "SAME", **arguments)
