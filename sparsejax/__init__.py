@@ -1,23 +1,57 @@
 """Sparse neural networks in JAX: pruning as pure functions over parameter pytrees."""
 
-from sparsejax import bounds, directional, losses, masks, ops, report, schedules, surrogates, transforms, tree
+from sparsejax import (
+    allocate,
+    bounds,
+    budgets,
+    directional,
+    gates,
+    groups,
+    losses,
+    masks,
+    ops,
+    recipes,
+    report,
+    rules,
+    schedules,
+    scores,
+    select,
+    surrogates,
+    targets,
+    transforms,
+    tree,
+    unit_gates,
+)
 from sparsejax.masks import apply, sparsity
-from sparsejax.transforms import grda
+from sparsejax.transforms import autoprune, find_mask, grda, sparsify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "allocate",
     "apply",
+    "autoprune",
     "bounds",
+    "budgets",
     "directional",
+    "find_mask",
+    "gates",
     "grda",
+    "groups",
     "losses",
     "masks",
     "ops",
+    "recipes",
     "report",
+    "rules",
     "schedules",
+    "scores",
+    "select",
+    "sparsify",
     "sparsity",
     "surrogates",
+    "targets",
     "transforms",
     "tree",
+    "unit_gates",
 ]

@@ -49,3 +49,25 @@ def wide_dtype(*arrays: jax.Array) -> jnp.dtype:
     # here once, and holds where the user has asked JAX to refuse implicit ones.
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(jnp.float32, *(array.dtype for array in arrays))
+
+
+def prepare(w: chex.Array, other: chex.Numeric, argument: str, name: str = "w") -> tuple[jax.Array, jax.Array]:
+    """Makes arrays of the operands `name` and `argument`, and raises unless the second broadcasts to the first."""
+    w = jnp.asarray(w)
+    if not jnp.issubdtype(w.dtype, jnp.floating):
+        raise ValueError(f"{name} has dtype {w.dtype}; only floats can be pruned: cast {name} first")
+    # A Python number takes the dtype of the weights; an array keeps its own, so that its gradient does too.
+    other = jnp.asarray(other, w.dtype) if isinstance(other, int | float) else jnp.asarray(other)
+    aligned = aligned_shape(other.shape, w.shape)
+    if aligned is None:
+        raise ValueError(
+            f"{argument} has shape {other.shape}, which does not broadcast to {name} of shape {w.shape}; "
+            f"pass a scalar, or an array with 1 or the same size along every axis"
+        )
+    return w, other.reshape(aligned) if other.ndim else other
+
+
+def reduce_to(x: jax.Array, like: jax.Array) -> jax.Array:
+    """Sums the gradient of a broadcast array back to its shape, and casts it back to its dtype."""
+    axes = tuple(range(x.ndim)) if like.ndim == 0 else tuple(i for i, n in enumerate(like.shape) if n != x.shape[i])
+    return x.sum(axes, keepdims=like.ndim > 0).astype(like.dtype)

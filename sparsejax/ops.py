@@ -6,22 +6,22 @@
     soft_threshold    sign(w) max(|w| - t, 0)     g where kept               sum of -sign(out) g
     straight_through  w where mask                g, to every weight         none
     gate              w where m > 0               g where kept               g sign(w) |w|^power surrogate(m)
+    gate_units        x where kept                g where kept               slope sum of x g
 
 A threshold is a scalar, or an array that broadcasts to the weights (one bound per layer of a scanned stack, say).
 Comparisons are made in float32 or wider; the result has the dtype of the weights. Kept weights pass bit for
 bit (but for subnormal ones, which XLA may flush), pruned ones are exactly 0, and so is a NaN that meets a threshold.
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import surrogates
-from sparsejax._types import aligned_shape, wide_dtype
+from sparsejax._types import prepare, reduce_to, wide_dtype
+from sparsejax.gate_ops import gate, gate_units
+
+__all__ = ["gate", "gate_units", "hard_shrink", "hard_threshold", "soft_threshold", "straight_through"]
 
 
 def hard_shrink(w: chex.Array, bound: chex.Numeric) -> jax.Array:
@@ -49,7 +49,7 @@ def hard_shrink(w: chex.Array, bound: chex.Numeric) -> jax.Array:
     >>> jax.grad(lambda b: hard_shrink(w, b).sum())(0.25).item()
     0.4
     """
-    w, bound = _prepare(w, bound, "bound")
+    w, bound = prepare(w, bound, "bound")
     return _hard_shrink(w, bound)
 
 
@@ -74,7 +74,7 @@ def hard_threshold(w: chex.Array, threshold: chex.Numeric) -> jax.Array:
     >>> jax.grad(lambda w: hard_threshold(w, 0.2).sum())(jnp.array([0.5, -0.2, 0.1, -1.0])).tolist()
     [1.0, 0.0, 0.0, 1.0]
     """
-    w, threshold = _prepare(w, threshold, "threshold")
+    w, threshold = prepare(w, threshold, "threshold")
     return jnp.where(_exceeds(w, threshold), w, jnp.zeros_like(w))
 
 
@@ -97,7 +97,7 @@ def soft_threshold(w: chex.Array, threshold: chex.Numeric) -> jax.Array:
     >>> soft_threshold(jnp.array([0.5, -0.25, 0.125, -1.0]), 0.25).tolist()
     [0.25, 0.0, 0.0, -0.75]
     """
-    w, threshold = _prepare(w, threshold, "threshold")
+    w, threshold = prepare(w, threshold, "threshold")
     dtype = wide_dtype(w, threshold)
     x, t = w.astype(dtype), threshold.astype(dtype)
     # where, not max: at a tie max splits the gradient between its arguments, and it lets a NaN through.
@@ -126,73 +126,13 @@ def straight_through(w: chex.Array, mask: chex.Array) -> jax.Array:
     mask = jnp.asarray(mask)
     if mask.dtype != jnp.bool_:
         raise ValueError(f"mask has dtype {mask.dtype}; a mask is bool, True keeps: pass mask != 0")
-    w, mask = _prepare(w, mask, "mask")
+    w, mask = prepare(w, mask, "mask")
     return _straight_through(w, mask)
-
-
-def gate(
-    w: chex.Array,
-    m: chex.Array,
-    surrogate: Callable[[jax.Array], jax.Array] = surrogates.softplus,
-    power: float = 0.0,
-) -> jax.Array:
-    """Returns `w 1[m > 0]`, with AutoPrune's update direction as the gradient of `m`.
-
-    Backward, for the gradient `g` of the result: `g 1[m > 0]` to the weights and
-    `g sign(w) |w|^power surrogate(m)` to the auxiliary parameters.
-
-    Args:
-      w: weights or activations, any shape, a float dtype.
-      m: auxiliary parameters, a float dtype; broadcasts to `w` (one per weight, or one per unit along an axis).
-      surrogate: `m -> h'(m) >= 0`, one of `sparsejax.surrogates`.
-      power: 0 is the paper's rule; 1 the exact chain rule, the regular update of binary networks; -1 boosts small
-        weights, with `|w|` floored at 1e-3.
-
-    Returns:
-      An array of the shape and dtype of `w`.
-
-    Raises:
-      ValueError: `w` or `m` is not of a float dtype, or `m` does not broadcast to `w`.
-
-    Source: Xiao et al., AutoPrune, 2019, Eq. 7 (as the formula sheet of this project reads it), 9 and 11.
-
-    >>> gate(jnp.array([0.5, -0.2]), jnp.array([0.1, -0.1])).tolist()
-    [0.5, 0.0]
-    >>> f = lambda m: gate(jnp.array([0.5, -0.2]), m, surrogates.linear).sum()
-    >>> jax.grad(f)(jnp.array([0.1, -0.1])).tolist()
-    [1.0, -1.0]
-    """
-    w, m = _prepare(w, m, "m")
-    if not jnp.issubdtype(m.dtype, jnp.floating):
-        raise ValueError(f"m has dtype {m.dtype}; auxiliary parameters are trained: make them float32")
-    return _gate(w, m, surrogate, power)
-
-
-def _prepare(w: chex.Array, other: chex.Numeric, argument: str) -> tuple[jax.Array, jax.Array]:
-    """Makes arrays of both, and raises unless the second broadcasts to the first."""
-    w = jnp.asarray(w)
-    if not jnp.issubdtype(w.dtype, jnp.floating):
-        raise ValueError(f"w has dtype {w.dtype}; only float weights can be pruned: cast them first")
-    # A Python number takes the dtype of the weights; an array keeps its own, so that its gradient does too.
-    other = jnp.asarray(other, w.dtype) if isinstance(other, int | float) else jnp.asarray(other)
-    aligned = aligned_shape(other.shape, w.shape)
-    if aligned is None:
-        raise ValueError(
-            f"{argument} has shape {other.shape}, which does not broadcast to w of shape {w.shape}; "
-            f"pass a scalar, or an array with 1 or the same size along every axis"
-        )
-    return w, other.reshape(aligned) if other.ndim else other
 
 
 def _exceeds(w: jax.Array, threshold: jax.Array) -> jax.Array:
     dtype = wide_dtype(w, threshold)
     return jnp.abs(w).astype(dtype) > threshold.astype(dtype)
-
-
-def _reduce_to(x: jax.Array, like: jax.Array) -> jax.Array:
-    """Sums the gradient of a broadcast array back to its shape, and casts it back to its dtype."""
-    axes = tuple(range(x.ndim)) if like.ndim == 0 else tuple(i for i, n in enumerate(like.shape) if n != x.shape[i])
-    return x.sum(axes, keepdims=like.ndim > 0).astype(like.dtype)
 
 
 @jax.custom_vjp
@@ -209,7 +149,7 @@ def _hard_shrink_backward(residuals, g):
     dtype = wide_dtype(w, bound)
     pruned = jnp.where(_exceeds(w, bound), jnp.zeros_like(w), w).astype(dtype)  # w - out
     b = bound.astype(dtype)
-    slope = _reduce_to(pruned * g.astype(dtype), b)
+    slope = reduce_to(pruned * g.astype(dtype), b)
     safe = jnp.where(b == 0, jnp.ones_like(b), b)
     return g, jnp.where(b == 0, jnp.zeros_like(b), -slope / safe).astype(bound.dtype)
 
@@ -231,26 +171,3 @@ def _straight_through_backward(mask, g):
 
 
 _straight_through.defvjp(_straight_through_forward, _straight_through_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _gate(w, m, surrogate, power):
-    del surrogate, power
-    return jnp.where(m > 0, w, jnp.zeros_like(w))
-
-
-def _gate_forward(w, m, surrogate, power):
-    return _gate(w, m, surrogate, power), (w, m)
-
-
-def _gate_backward(surrogate, power, residuals, g):
-    w, m = residuals
-    dtype = wide_dtype(w, m)
-    wide, cotangent = w.astype(dtype), g.astype(dtype)
-    magnitude = jnp.maximum(jnp.abs(wide), 1e-3) if power < 0 else jnp.abs(wide)
-    direction = jnp.sign(wide) * (magnitude**power if power else jnp.ones_like(wide))
-    dm = _reduce_to(cotangent * direction, m.astype(dtype)) * surrogate(m).astype(dtype)
-    return jnp.where(m > 0, g, jnp.zeros_like(g)), dm.astype(m.dtype)
-
-
-_gate.defvjp(_gate_forward, _gate_backward)

@@ -1,13 +1,20 @@
 """Leaves by name: what a leaf is called, which leaves a method may touch, and how to put new ones in their place."""
 
+import functools
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsejax._types import Params, Where
+
+Sampler = Callable[[chex.PRNGKey, tuple[int, ...], Any], jax.Array]
+"""`(key, shape, dtype) -> random array`, as those of `jax.random`."""
 
 
 def named(tree: Params) -> dict[str, Any]:
@@ -84,6 +91,34 @@ def replace(params: Params, leaves: Mapping[str, Any]) -> Params:
     old = named(params)
     check_names(leaves, params, "leaves")
     return jax.tree.unflatten(jax.tree.structure(params), [leaves.get(name, leaf) for name, leaf in old.items()])
+
+
+def draw(key: chex.PRNGKey, shapes: Mapping[str, Any], sampler: Sampler = jax.random.normal) -> dict[str, jax.Array]:
+    """Returns random arrays for a flat dict of shapes, all cut from one draw, which compiles once.
+
+    Args:
+      key: a PRNG key.
+      shapes: `{name: array or jax.ShapeDtypeStruct}`, float dtypes; the values of arrays are not read.
+      sampler: `(key, shape, dtype) -> array`, independent entries.
+
+    Returns:
+      `{name: array}` of the shapes and dtypes; drawn in the widest of the dtypes.
+
+    Raises:
+      ValueError: there is nothing to draw.
+
+    >>> drawn = draw(jax.random.key(0), {"a": jnp.ones((2, 3)), "b": jnp.ones(4)})
+    >>> {name: array.shape for name, array in drawn.items()}
+    {'a': (2, 3), 'b': (4,)}
+    """
+    sizes = [math.prod(jnp.shape(leaf)) for leaf in shapes.values()]
+    if not sum(sizes):
+        raise ValueError(f"shapes={dict(shapes)} has no entries, so there is nothing to draw")
+    dtypes = [jnp.result_type(leaf) for leaf in shapes.values()]
+    drawn = sampler(key, (sum(sizes),), functools.reduce(jnp.promote_types, dtypes))
+    parts = jnp.split(drawn, np.cumsum(sizes)[:-1])
+    named_parts = zip(shapes.items(), parts, dtypes, strict=True)
+    return {name: part.reshape(jnp.shape(leaf)).astype(dtype) for (name, leaf), part, dtype in named_parts}
 
 
 def check_names(entries: Mapping[str, Any], params: Params, argument: str) -> None:
