@@ -18,7 +18,7 @@ import numpy as np
 
 import sparsejax as sj
 from experiments import figures, models, pruning, results, setup, training
-from experiments.methods import Method, Recipe, dense
+from experiments.methods import Method, Recipe, dense, settings
 from experiments.results import Claim, Measured, spread
 
 
@@ -50,7 +50,7 @@ def main(config: Config) -> Path:
     config = settle(config)
     dataset, model, recipe = setup.resolve(config)
     directory = config.results / "adaptive_sparsity" / f"{config.dataset}-{type(model).__name__}"
-    image = dataset.train.images.shape[1:]
+    image = dataset.train.image_shape
     pruned = tuple(pruning.bounded(models.parameter_shapes(model, image)))
     networks = {}
     for variant in variants(config, model, recipe, image):
@@ -68,8 +68,7 @@ def main(config: Config) -> Path:
     report = describe(config, measured, checked)
     print(report)
     draw(config, networks, directory / "figures")
-    settings = {**dataclasses.asdict(config), **dataclasses.asdict(recipe)}
-    results.write(directory, report, settings, measured, checked)
+    results.write(directory, report, {**dataclasses.asdict(config), **settings(recipe)}, measured, checked)
     print(f"\nreport, figures and logs are in {directory}")
     return directory
 

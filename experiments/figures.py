@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -42,27 +43,30 @@ def style(index: int) -> dict[str, str]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def curves(ax: Axes, series: Mapping[str, np.ndarray], x_label: str, y_label: str) -> None:
+def curves(
+    ax: Axes, series: Mapping[str, np.ndarray], x_label: str, y_label: str, x: Sequence[float] | None = None
+) -> None:
     """Draws a line a series with a band of one standard deviation over seeds.
 
     Args:
       ax: where.
       series: `{name: (points, seeds)}`.
-      x_label: what the points count, from 1.
+      x_label: what the points count.
       y_label: what the values are.
+      x: where the points are; 1, 2, ... if left out.
     """
     for index, (name, values) in enumerate(series.items()):
-        x, mean = np.arange(1, len(values) + 1), values.mean(1)
+        places, mean = np.arange(1, len(values) + 1) if x is None else np.asarray(x), values.mean(1)
         colour = COLOURS[index % len(COLOURS)]
-        ax.plot(x, mean, label=name, color=colour, linewidth=1.4, linestyle=("-", "--")[index // len(COLOURS)])
+        ax.plot(places, mean, label=name, color=colour, linewidth=1.4, linestyle=("-", "--")[index // len(COLOURS)])
         around = np.array([deviation(row) for row in values])
-        ax.fill_between(x, mean - around, mean + around, color=colour, alpha=0.15, linewidth=0)
+        ax.fill_between(places, mean - around, mean + around, color=colour, alpha=0.15, linewidth=0)
     ax.set(xlabel=x_label, ylabel=y_label)
     ax.legend(fontsize=8, frameon=False)
 
 
-def tradeoff(ax: Axes, series: Mapping[str, Sequence[Point]], x_label: str, y_label: str) -> None:
-    """Draws points with error bars over seeds, joined in the order of their x, on a logarithmic x axis.
+def points(ax: Axes, series: Mapping[str, Sequence[Point]], x_label: str, y_label: str) -> None:
+    """Draws points with error bars over seeds, joined in the order of their x.
 
     Args:
       ax: where.
@@ -75,12 +79,18 @@ def tradeoff(ax: Axes, series: Mapping[str, Sequence[Point]], x_label: str, y_la
         x, y = ([np.mean(point[i]) for point in ordered] for i in (0, 1))
         x_error, y_error = ([deviation(point[i]) for point in ordered] for i in (0, 1))
         ax.errorbar(x, y, y_error, x_error, label=name, capsize=2, markersize=5, linewidth=1.2, **style(index))
-    ax.set(xscale="log", xlabel=x_label, ylabel=y_label)
+    ax.set(xlabel=x_label, ylabel=y_label)
+    ax.legend(fontsize=8, frameon=False)
+
+
+def tradeoff(ax: Axes, series: Mapping[str, Sequence[Point]], x_label: str, y_label: str) -> None:
+    """Draws `points` on a logarithmic x axis."""
+    points(ax, series, x_label, y_label)
+    ax.set(xscale="log")
     # Powers of ten are too far apart for what pruning covers.
     ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.legend(fontsize=8, frameon=False)
 
 
 def deviation(values: np.ndarray) -> float:
@@ -128,3 +138,27 @@ def bell(ax: Axes, weights: np.ndarray, label: str, colour: str, fit: bool = Fal
         ax.plot(bins, density, color="black", linewidth=1, linestyle="--", label="Gaussian")
     ax.set(xlabel="(w - mean) / sigma", ylabel="density", xlim=(-5, 5))
     ax.legend(fontsize=8, frameon=False)
+
+
+def contour(
+    ax: Axes, xs: np.ndarray, ys: np.ndarray, heights: np.ndarray, marks: Mapping[str, np.ndarray], way: np.ndarray
+) -> None:
+    """Draws a landscape of positive heights as filled contours on a logarithmic scale, with marks and a way through it.
+
+    Args:
+      ax: where.
+      xs: (m,).
+      ys: (n,).
+      heights: (n, m), > 0.
+      marks: `{name: (x, y)}`.
+      way: (points, 2).
+    """
+    levels = np.geomspace(heights.min(), heights.max(), 20)
+    filled = ax.contourf(xs, ys, heights, levels, norm=LogNorm(), cmap="viridis")
+    bar = ax.figure.colorbar(filled, ax=ax, format=FuncFormatter(lambda value, _: f"{value:.2g}"))
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.plot(*way.T, color="white", linewidth=1.4, linestyle="--")
+    for index, (name, place) in enumerate(marks.items()):
+        ax.plot(*place, label=name, linestyle="", markersize=7, markeredgecolor="white", **style(index))
+    ax.grid(visible=False)
+    ax.legend(fontsize=8)

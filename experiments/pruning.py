@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import sparsejax as sj
-from experiments.methods import Method, Recipe, dense
+from experiments.methods import Method, Recipe, clipping, dense
 
 Bounds = dict[str, jax.Array]
 Learned = dict[str, chex.ArrayTree]
@@ -25,6 +25,37 @@ def bounded(params: chex.ArrayTree) -> dict[str, int]:
 def remaining(params: chex.ArrayTree, share: float) -> int:
     """Returns how many parameters are left when a share of the layers with a bound is pruned."""
     return sum(_sizes(params).values()) - round(share * sum(bounded(params).values()))
+
+
+def descent(recipe: Recipe) -> Method:
+    """Returns SGD without momentum and weight decay, which is what gRDA is without its threshold.
+
+    Args:
+      recipe: how to train; its momentum and weight decay are not used.
+
+    Returns:
+      A method whose trainable is params.
+    """
+    plain = dense(dataclasses.replace(recipe, momentum=0.0, weight_decay=0.0))
+    return dataclasses.replace(plain, name="SGD", observe=_norm_ratio)
+
+
+def dual_averaging(recipe: Recipe, c: float, mu: float) -> Method:
+    """Returns gRDA: SGD whose weights are soft-thresholded, the optimizer of *Directional Pruning*.
+
+    Args:
+      recipe: how to train; its momentum and weight decay are not used.
+      c: strength of the threshold.
+      mu: its growth.
+
+    Returns:
+      A method whose trainable is params.
+    """
+
+    def optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
+        return optax.chain(clipping(recipe), sj.grda(schedule, c, mu))
+
+    return dataclasses.replace(descent(recipe), name="gRDA", optimizer=optimizer)
 
 
 def fixed(recipe: Recipe, bounds: Callable[[chex.ArrayTree], Bounds], operator=sj.ops.hard_shrink) -> Method:
@@ -168,6 +199,10 @@ def masked(recipe: Recipe) -> Method:
         optimizer=optimizer,
         finalize=apply,
     )
+
+
+def _norm_ratio(params: chex.ArrayTree, opt_state: optax.OptState) -> dict[str, jax.Array]:
+    return {"norm_ratio": sj.directional.norm_ratio(params)[0]}
 
 
 def _sizes(params: chex.ArrayTree) -> dict[str, int]:

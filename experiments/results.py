@@ -94,14 +94,14 @@ def measure(
       A `Measured`.
     """
     scores = training.evaluate(model, run.params, run.model_state, dataset.test, dataset)
-    image = jax.ShapeDtypeStruct((1, *dataset.test.images.shape[1:]), jnp.float32)
+    image = jax.ShapeDtypeStruct((1, *dataset.test.image_shape), jnp.float32)
     networks = [jax.tree.map(lambda leaf, i=i: leaf[i], (run.params, run.model_state)) for i in range(len(run.failed))]
     params, model_state = networks[0]
     products = sj.report.multiply_adds(lambda p, x: model.apply({"params": p, **model_state}, x), params, image)
     reports = tuple(
         sj.report.count(params, where=lambda name, _: name in pruned, multiply_adds=products) for params, _ in networks
     )
-    original = parameter_count(reference, dataset.test.images.shape[1:])
+    original = parameter_count(reference, dataset.test.image_shape)
     return Measured(name, 100 * np.asarray(scores["accuracy"]), reports, run, original)
 
 
@@ -205,6 +205,6 @@ def write(
         "config": config,
         "provenance": origin,
         "networks": [summary(network) for network in networks],
-        "claims": [claim._asdict() for claim in claims],
+        "claims": [{**claim._asdict(), "holds": bool(claim.holds)} for claim in claims],  # NumPy's is no JSON
     }
     (directory / "results.json").write_text(json.dumps(record, indent=1, default=str))

@@ -11,13 +11,40 @@ from experiments import data, models
 from experiments.data import Dataset
 from experiments.methods import Recipe
 
-ModelName = Literal["lenet300", "lenet5", "wrn-16-2", "wrn-16-8"]
+ModelName = Literal[
+    "lenet300",
+    "lenet5",
+    "lenet5-relu",
+    "small-conv",
+    "medium-conv",
+    "vgg11",
+    "vgg16",
+    "vgg-like",
+    "wrn-16-2",
+    "wrn-16-8",
+    "wrn-28-10",
+    "alexnet",
+    "resnet50",
+    "mobilenetv2",
+]
+
+DataName = Literal["digits", "mnist_5k", "mnist", "fashion_mnist", "cifar10", "cifar100", "imagenet2012"]
 
 MODELS: dict[str, Callable[[int], nn.Module]] = {
     "lenet300": models.LeNet300100,
     "lenet5": models.LeNet5,
+    "lenet5-relu": models.ReluLeNet5,
+    "small-conv": models.SmallConv,
+    "medium-conv": models.MediumConv,
+    "vgg11": models.Vgg11,
+    "vgg16": models.Vgg16,
+    "vgg-like": models.VggLike,
     "wrn-16-2": lambda classes: models.WideResNet(classes, 16, (16, 32, 64, 128)),
     "wrn-16-8": models.WideResNet,
+    "wrn-28-10": models.WideResNet28x10,
+    "alexnet": models.AlexNet,
+    "resnet50": models.ResNet50,
+    "mobilenetv2": models.MobileNetV2,
 }
 
 # What each data set is trained with unless the command line says otherwise. Digits has 20 steps an epoch at 64. At 0.1,
@@ -29,6 +56,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fashion_mnist": {"model": "lenet300", "epochs": 30, "learning_rate": 0.02},
     "cifar10": {"model": "wrn-16-8", "epochs": 120, "augment": True},
     "cifar100": {"model": "wrn-16-8", "epochs": 120, "augment": True},
+    "imagenet2012": {"model": "resnet50", "epochs": 90, "batch_size": 256},
+}
+
+# Learning rate and c of gRDA, which has no momentum and so wants about ten times the rate.
+AVERAGING: dict[str, tuple[float, float]] = {
+    "digits": (0.1, 0.02),
+    "mnist_5k": (0.1, 0.005),
+    "mnist": (0.2, 0.0015),
+    "fashion_mnist": (0.2, 0.0015),
+    "cifar10": (0.1, 0.001),
+    "cifar100": (0.1, 0.001),
+    "imagenet2012": (0.1, 0.005),
 }
 
 
@@ -36,7 +75,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Options:
     """What to train on, and with; what is left out is the data set's preset."""
 
-    dataset: Literal["digits", "mnist_5k", "mnist", "fashion_mnist", "cifar10", "cifar100"] = "digits"
+    dataset: DataName = "digits"
     """Data set; digits and mnist_5k need no network."""
     data_dir: str | None = None
     """Where TensorFlow Datasets finds it prepared: a local folder or a bucket."""
@@ -52,6 +91,8 @@ class Options:
     """Learning rate at the start of each cycle; 0.1 is the papers', but LeNet-5 diverges at 0.05."""
     weight_decay: float = 5e-4
     """Coefficient of the L2 term."""
+    clip: float | None = None
+    """Largest global norm of the gradient of a batch."""
     seeds: int = 3
     """Networks trained side by side."""
     seed: int = 0
@@ -74,5 +115,7 @@ def resolve(options: Options) -> tuple[Dataset, nn.Module, Recipe]:
     settings = {**preset, **chosen}
     fields = [field.name for field in dataclasses.fields(Recipe) if field.name in settings]
     recipe = Recipe(**{name: settings[name] for name in fields})
-    dataset = data.load(options.dataset, options.data_dir)
+    # ImageNet is read, cropped and mirrored on the way; the others fit in memory.
+    read = data.stream if options.dataset == "imagenet2012" else data.load
+    dataset = read(options.dataset, options.data_dir)
     return dataset, MODELS[settings["model"]](dataset.classes), recipe

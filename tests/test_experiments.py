@@ -41,6 +41,7 @@ def test_quickstart_writes_table_picture_and_logs_and_resumes(prepared, tmp_path
         "one-shot magnitude",
         "one-shot magnitude, fine-tuned",
         "adaptive sparsity",
+        "gRDA",
     }
     assert all(f"| {name}" in printed for name in names)
     assert (directory / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
