@@ -5,9 +5,15 @@ from typing import Annotated
 import tyro
 from tyro.conf import subcommand
 
-from experiments import adaptive_sparsity, prepare_data, quickstart
+from experiments import adaptive_sparsity, autoprune, directional_pruning, prepare_data, quickstart
 
-EXPERIMENTS = {"quickstart": quickstart, "adaptive_sparsity": adaptive_sparsity, "prepare_data": prepare_data}
+EXPERIMENTS = {
+    "quickstart": quickstart,
+    "adaptive_sparsity": adaptive_sparsity,
+    "directional_pruning": directional_pruning,
+    "autoprune": autoprune,
+    "prepare_data": prepare_data,
+}
 
 
 def parse(arguments: list[str] | None = None):

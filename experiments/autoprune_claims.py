@@ -1,0 +1,173 @@
+"""What `experiments.autoprune` finds, and which claims of *AutoPrune* hold of it."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import results
+from experiments.results import Claim, Measured, spread
+from experiments.training import Run
+
+TOLERATED = 0.5  # points of accuracy
+
+
+class Found(NamedTuple):
+    """Everything that the figures and the claims are made from."""
+
+    dense: Measured
+    scratch: dict[float, Measured]
+    """Weights pruned from scratch, by compression asked."""
+    pretrained: dict[float, Measured]
+    """The same from a network trained for half of the epochs."""
+    regular: dict[float, Measured]
+    """From scratch, with the regular update of binary networks."""
+    units: dict[float, Measured]
+    """Units pruned from scratch, by the share of multiply-adds asked."""
+    units_pretrained: dict[float, Measured]
+    """The same from a network trained for half of the epochs."""
+    free: dict[tuple[str, float], Run]
+    """Pruned on and on, by surrogate and learning rate of the auxiliary parameters."""
+
+    @property
+    def networks(self) -> list[Measured]:
+        """The networks of the table."""
+        groups = (self.scratch, self.pretrained, self.regular, self.units, self.units_pretrained)
+        return [self.dense, *(network for group in groups for network in group.values())]
+
+
+def lost(found: Found, network: Measured) -> float:
+    """Returns the points of test accuracy that a network has less than the dense one, as the mean over seeds."""
+    return float((found.dense.accuracy - network.accuracy).mean())
+
+
+def reached(network: Measured) -> bool:
+    """Returns whether every seed has reached its target; networks without one have."""
+    return min(network.run.history[-1].get("reached_at", [0])) >= 0
+
+
+def largest(found: Found, networks: dict[float, Measured]) -> float:
+    """Returns the largest compression that keeps the accuracy, judged on the validation split; 1 if none does."""
+
+    def validation(network: Measured) -> float:
+        return 100 * float(np.mean(network.run.history[-1]["val_accuracy"]))
+
+    kept = [n for n in networks.values() if reached(n) and validation(found.dense) - validation(n) <= TOLERATED]
+    return max((float(network.compression.mean()) for network in kept), default=1.0)
+
+
+def claims(found: Found) -> list[Claim]:
+    """Returns the paper's statements beside what was measured; differences of accuracy are paired by seed."""
+    checked = [_at_twenty(found, "from scratch", found.scratch), _at_twenty(found, "pretrained", found.pretrained)]
+    best = {"scratch": largest(found, found.scratch), "pretrained": largest(found, found.pretrained)}
+    checked.append(
+        Claim(
+            f"the largest compression within {TOLERATED:g} points is over 100 times",
+            "168x from scratch, 310x (LeNet-5, MNIST)",
+            f"{best['scratch']:.0f}x from scratch, {best['pretrained']:.0f}x pretrained",
+            max(best.values()) >= 100,
+        )
+    )
+    if found.regular:
+        checked += _updates(found)
+    if found.free:
+        checked += _free(found)
+    smallest = min(found.units_pretrained)
+    network = found.units_pretrained[smallest]
+    share = network.reports[0].multiply_adds
+    checked.append(
+        Claim(
+            f"units: {smallest:.0%} of the multiply-adds are enough (at most {TOLERATED:g} points lost)",
+            "7% (LeNet-5, MNIST), no loss",
+            f"{_left(network):.1f}% of {share:,} at {-lost(found, network):+.2f} points",
+            reached(network) and lost(found, network) <= TOLERATED,
+        )
+    )
+    return checked
+
+
+def _left(network: Measured) -> float:
+    """Returns the multiply-adds that zeros leave, in percent of the dense network's."""
+    return 100 * float(np.mean([r.effective_multiply_adds / r.multiply_adds for r in network.reports]))
+
+
+def _at_twenty(found: Found, start: str, networks: dict[float, Measured]) -> Claim:
+    ratio = min((ratio for ratio in networks if ratio >= 20), default=max(networks))
+    network = networks[ratio]
+    return Claim(
+        f"{ratio:g} times smaller at no loss, {start} (at most {TOLERATED:g} points)",
+        "168x or 310x (LeNet-5, MNIST)",
+        f"{network.compression.mean():.1f}x at {-lost(found, network):+.2f} points "
+        f"({spread(network.accuracy)} against {spread(found.dense.accuracy)})",
+        reached(network) and lost(found, network) <= TOLERATED,
+    )
+
+
+def _updates(found: Found) -> list[Claim]:
+    deviations = {
+        name: {ratio: float(np.std(n.accuracy, ddof=1)) if len(n.accuracy) > 1 else 0.0 for ratio, n in group.items()}
+        for name, group in (("paper", found.scratch), ("regular", found.regular))
+    }
+    high = [ratio for ratio in found.scratch if ratio >= 30]
+    gaps = {ratio: (found.scratch[ratio].accuracy - found.regular[ratio].accuracy).mean() for ratio in found.scratch}
+    listed = ", ".join(
+        f"{ratio:g}x: {deviations['paper'][ratio]:.2f} against {deviations['regular'][ratio]:.2f}"
+        for ratio in found.scratch
+    )
+    return [
+        Claim(
+            "from 30x on the regular update varies more over seeds (standard deviations)",
+            "figure 2c",
+            listed,
+            bool(high) and all(deviations["paper"][ratio] < deviations["regular"][ratio] for ratio in high),
+        ),
+        Claim(
+            "from 30x on the paper's update is more accurate than the regular one",
+            "figure 2c",
+            ", ".join(f"{ratio:g}x: {gap:+.2f} points" for ratio, gap in gaps.items()),
+            bool(high) and all(gaps[ratio] > 0 for ratio in high),
+        ),
+    ]
+
+
+def _free(found: Found) -> list[Claim]:
+    """Returns the claims on networks that are pruned on and on."""
+    final = {key: compression(found, run)[-1].mean() for key, run in found.free.items()}
+    rates = sorted({rate for _, rate in final})
+    middle = rates[len(rates) // 2]
+    openings = {rate: np.mean(found.free["softplus", rate].history[-1]["openings"]) for rate in rates}
+    return [
+        Claim(
+            "the learning rate of the auxiliary parameters does not matter for the compression in the end (softplus)",
+            "figure 2a",
+            ", ".join(f"{rate:g}: {final['softplus', rate]:.1f}x" for rate in rates),
+            max(final["softplus", r] for r in rates) <= 1.2 * min(final["softplus", r] for r in rates),
+        ),
+        Claim(
+            f"softplus compresses most, linear least (rate {middle:g})",
+            "figure 2d",
+            ", ".join(f"{name}: {final[name, middle]:.1f}x" for name in ("softplus", "leaky ReLU", "linear")),
+            final["softplus", middle] >= final["leaky ReLU", middle] >= final["linear", middle],
+        ),
+        Claim(
+            "pruned weights come back (openings in all, softplus)",
+            "section 3.4",
+            ", ".join(f"{rate:g}: {openings[rate]:,.0f}" for rate in rates),
+            all(count > 0 for count in openings.values()),
+        ),
+    ]
+
+
+def compression(found: Found, run: Run) -> np.ndarray:
+    """Returns all parameters / non-zeros after every epoch, (epochs, seeds)."""
+    return found.dense.original / np.array([row["nonzeros"] for row in run.history])
+
+
+def describe(dataset: str, found: Found, checked: list[Claim]) -> str:
+    """Returns the report: one row a network, and the claims."""
+    missed = [network.name for network in found.networks if not reached(network)]
+    note = f"\n\nTargets that were NOT reached: {', '.join(missed)}." if missed else ""
+    return (
+        f"# AutoPrune on {dataset}\n\n{len(found.dense.accuracy)} seeds, mean ± standard deviation; sparsity and "
+        f"compression are those of all parameters. Every network saw the same number of epochs in all.\n\n"
+        f"{results.network_table(found.networks)}{note}\n\n## Claims of the paper\n\n{results.claims_table(checked)}\n"
+    )
