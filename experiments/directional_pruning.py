@@ -13,17 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
+import tyro
 
 import sparsejax as sj
 from experiments import (
     directional_claims,
     directional_figures,
     geometry,
-    models,
     pruning,
     rates,
     results,
@@ -31,12 +30,11 @@ from experiments import (
     training,
     tuning,
 )
-from experiments.data import Dataset
 from experiments.directional_claims import Found
 from experiments.geometry import Batches, Network, Way
-from experiments.methods import Method, Recipe, settings
+from experiments.methods import Method, settings
 from experiments.results import Measured
-from experiments.training import Run
+from experiments.workshop import Workshop
 
 EVALUATED = 1000  # images in a batch where the loss is only evaluated
 
@@ -51,8 +49,8 @@ DECAYS = {
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 300},
     "mnist_5k": {"model": "lenet5-relu", "epochs": 60},
-    "mnist": {"model": "lenet5-relu", "epochs": 10, "batch_size": 64, "mus": (0.6, 0.65)},
-    "fashion_mnist": {"model": "lenet5-relu", "epochs": 10, "batch_size": 64, "mus": (0.6, 0.65)},
+    "mnist": {"model": "lenet5-relu", "epochs": 10, "batch_size": 64, "mus": (0.6, 0.65, 0.66)},
+    "fashion_mnist": {"model": "lenet5-relu", "epochs": 10, "batch_size": 64, "mus": (0.6, 0.65, 0.66)},
     "cifar10": {},
     "cifar100": {},
     "imagenet2012": {"decay": "none"},
@@ -81,8 +79,8 @@ class Config(setup.Options):
     """Networks trained side by side."""
     weight_decay: float = 0.0
     """gRDA and its SGD have none."""
-    cycles: int = 1
-    """Not used."""
+    cycles: tyro.conf.Suppress[int] = 1
+    """These learning rates have no cycles."""
     margin: float = 0.3
     """Points of accuracy that gRDA may lose against SGD, in the claims and in tuning."""
     images: int = 1000
@@ -96,7 +94,7 @@ class Config(setup.Options):
     grid: int = 29
     """Points along each side of the plane."""
     tune: bool = False
-    """Only find the largest c that loses at most the margin on the validation split, for the first mu."""
+    """Only find the largest c that loses at most the margin on the validation split, for the smallest mu above 0.5."""
     tune_epochs: int = 5
     """Epochs of each trial, at the full learning rate."""
     paper: bool = False
@@ -104,19 +102,10 @@ class Config(setup.Options):
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What everything is made from."""
+class Job(Workshop):
+    """The workshop, and what was asked of it."""
 
     config: Config
-    dataset: Dataset
-    model: nn.Module
-    recipe: Recipe
-    directory: Path
-
-    @cached_property
-    def shapes(self):
-        """The parameters, as shapes."""
-        return models.parameter_shapes(self.model, self.dataset.train.image_shape)
 
     @cached_property
     def data(self) -> Batches:
@@ -129,15 +118,9 @@ class Job:
         count = self.config.snapshots
         return sorted({max(1, round(self.recipe.epochs * i / count)) for i in range(1, count + 1)})
 
-    def train(self, name: str, method: Method, **asked) -> Measured:
-        """Trains a network, or reads it from disk, and measures it; sparsities are those of all parameters."""
-        folder = self.directory / "runs" / name.replace(" ", "_")
-        run = training.train(self.model, method, self.dataset, self.recipe, folder, config=asked, snapshots=self.marks)
-        return self.measure(name, run)
-
-    def measure(self, name: str, run: Run) -> Measured:
-        """Counts and tests a finished run."""
-        return results.measure(name, run, self.model, self.dataset, self.model, tuple(sj.tree.named(self.shapes)))
+    def network(self, name: str, method: Method, **asked) -> Measured:
+        """Trains and measures a network; sparsities are those of all parameters."""
+        return self.measure(name, self.train(name, method, snapshots=self.marks, **asked))
 
     def score(self, params, model_state, split) -> dict[str, np.ndarray]:
         """Returns how well networks do on a split."""
@@ -150,7 +133,7 @@ def main(config: Config) -> Path:
     dataset, model, recipe = setup.resolve(config)
     recipe = dataclasses.replace(recipe, momentum=0.0, schedule=DECAYS[config.decay])
     directory = config.results / "directional_pruning" / f"{config.dataset}-{type(model).__name__}"
-    job = Job(config, dataset, model, recipe, directory)
+    job = Job(dataset, model, recipe, directory, config)
     if config.tune:
         return tune(dataclasses.replace(job, directory=directory.with_name(f"{directory.name}-tuning")))
     found = examine(job, *compare(job))
@@ -175,16 +158,15 @@ def settle(config: Config) -> Config:
             listed = ", ".join(f"--dataset {dataset} --model {model}" for dataset, model in PAPER)
             raise ValueError(f"--paper with --dataset {config.dataset}: the paper trains {listed}")
         preset |= {"model": asked[0][1], **PAPER[asked[0]]}
-    chosen = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return Config(**{name: preset.get(name) if value is None else value for name, value in chosen.items()})
+    return setup.filled(config, preset)
 
 
 def compare(job: Job) -> tuple[Measured, dict[float, Measured], dict[float, Measured]]:
     """Returns SGD's networks, gRDA's by mu, and SGD's with as many of their smallest weights cut."""
     c = job.config.c
-    descent, averaged, cut = job.train("SGD", pruning.descent(job.recipe)), {}, {}
+    descent, averaged, cut = job.network("SGD", pruning.descent(job.recipe)), {}, {}
     for mu in job.config.mus:
-        averaged[mu] = job.train(f"gRDA {mu:g}", pruning.dual_averaging(job.recipe, c, mu), c=c, mu=mu)
+        averaged[mu] = job.network(f"gRDA {mu:g}", pruning.dual_averaging(job.recipe, c, mu), c=c, mu=mu)
         params = magnitude(descent.run.params, averaged[mu].sparsity / 100)
         cut[mu] = job.measure(f"SGD, cut as gRDA {mu:g}", dataclasses.replace(descent.run, params=params))
     return descent, averaged, cut
@@ -264,8 +246,9 @@ def validation(network: Measured) -> float:
 
 
 def tune(job: Job) -> Path:
-    """Prints the largest c that loses at most the margin against SGD after a few epochs, for the first mu."""
-    config, mu = job.config, job.config.mus[0]
+    """Prints the largest c that loses at most the margin against SGD after a few epochs."""
+    config = job.config
+    mu = min((mu for mu in config.mus if mu > 0.5), default=config.mus[0])
     size = sum(leaf.size for leaf in jax.tree.leaves(job.shapes))
     recipe = dataclasses.replace(job.recipe, epochs=config.tune_epochs, schedule=rates.constant)
 

@@ -10,18 +10,18 @@ pruning leaves.
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 
 import sparsejax as sj
-from experiments import figures, models, pruning, rates, results, setup, training
-from experiments.data import Dataset
+from experiments import figures, models, pruning, rates, results, setup
 from experiments.methods import Method, Recipe, dense, settings
 from experiments.results import Measured
 from experiments.training import Run
+from experiments.workshop import Workshop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,24 +36,8 @@ class Config(setup.Options):
     """Growth of gRDA's threshold, which cannot be asked for a sparsity: the table has the nearest one."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Workshop:
-    """What every row is made from."""
-
-    model: nn.Module
-    dataset: Dataset
-    recipe: Recipe
-    directory: Path
-
-    @property
-    def image(self) -> tuple[int, int, int]:
-        """The shape of an image."""
-        return self.dataset.train.image_shape
-
-    @cached_property
-    def shapes(self):
-        """The parameters of the dense network, as shapes."""
-        return models.parameter_shapes(self.model, self.image)
+class Stages(Workshop):
+    """A workshop whose epochs are divided into cycles, the last of which is for fine-tuning."""
 
     @property
     def every(self) -> range:
@@ -65,19 +49,15 @@ class Workshop:
         """The cycle in which a pruned network is fine-tuned."""
         return self.every[-1:]
 
-    def train(self, name: str, method: Callable[[Recipe], Method], cycles: range, model=None, initial=None) -> Run:
-        """Trains a network for some of the recipe's cycles."""
+    def stage(self, name: str, method: Callable[[Recipe], Method], cycles: range, model=None, initial=None) -> Run:
+        """Trains a network for some of the cycles."""
         share = len(cycles) * self.recipe.epochs // self.recipe.cycles
         recipe = dataclasses.replace(self.recipe, epochs=share, cycles=len(cycles))
-        directory = self.directory / "runs" / name.replace(" ", "_")
-        return training.train(
-            model or self.model, method(recipe), self.dataset, recipe, directory, initial=initial, config={"row": name}
-        )
+        return self.train(name, method(recipe), recipe, initial, model, row=name)
 
-    def measure(self, name: str, run: Run, model: nn.Module | None = None) -> Measured:
-        """Counts and tests a finished run."""
-        pruned = tuple(pruning.bounded(self.shapes))
-        return results.measure(name, run, model or self.model, self.dataset, self.model, pruned)
+    def row(self, name: str, run: Run, model: nn.Module | None = None) -> Measured:
+        """Counts and tests a finished run; sparsities are those of the layers that get a bound."""
+        return self.measure(name, run, model, tuple(pruning.bounded(self.shapes)))
 
 
 def main(config: Config) -> Path:
@@ -86,11 +66,11 @@ def main(config: Config) -> Path:
     if recipe.cycles < 2:
         raise ValueError(f"cycles={recipe.cycles}, but fine-tuning takes the last cycle of at least 2; pass --cycles 2")
     directory = config.results / "quickstart" / f"{config.dataset}-{type(model).__name__}"
-    workshop = Workshop(model, dataset, recipe, directory)
-    start = workshop.train("dense", dense, workshop.every[:-1])
+    workshop = Stages(dataset, model, recipe, directory)
+    start = workshop.stage("dense", dense, workshop.every[:-1])
     initial = (start.params, start.model_state)
-    trained_on = after(start, workshop.train("dense, same epochs", dense, workshop.last, initial=initial))
-    controls = [workshop.measure("dense", start), workshop.measure("dense, same epochs", trained_on)]
+    trained_on = after(start, workshop.stage("dense, same epochs", dense, workshop.last, initial=initial))
+    controls = [workshop.row("dense", start), workshop.row("dense, same epochs", trained_on)]
     rows = {share: list(pruned_rows(workshop, start, share)) for share in sorted({config.target, *config.sweep})}
     averaged = list(averaged_rows(workshop, config))
     nearest = min(averaged, key=lambda network: abs(network.sparsity.mean() - 100 * config.target))
@@ -104,27 +84,27 @@ def main(config: Config) -> Path:
     return directory
 
 
-def pruned_rows(workshop: Workshop, start: Run, share: float) -> Iterator[Measured]:
+def pruned_rows(workshop: Stages, start: Run, share: float) -> Iterator[Measured]:
     """Yields every method's network, and the thin control, at one sparsity of the pruned layers."""
     label = f" {share:g}"
 
     one_shot = dataclasses.replace(start, params=magnitude(start.params, share))
-    yield workshop.measure("one-shot magnitude", one_shot)
+    yield workshop.row("one-shot magnitude", one_shot)
 
     initial = (one_shot.params, one_shot.model_state)
-    tuned = workshop.train("one-shot magnitude, fine-tuned" + label, pruning.masked, workshop.last, initial=initial)
-    yield workshop.measure("one-shot magnitude, fine-tuned", after(start, tuned))
+    tuned = workshop.stage("one-shot magnitude, fine-tuned" + label, pruning.masked, workshop.last, initial=initial)
+    yield workshop.row("one-shot magnitude, fine-tuned", after(start, tuned))
 
     method = partial(pruning.counted_budget, target=share)
-    adaptive = workshop.train("adaptive sparsity" + label, method, workshop.every)
-    yield workshop.measure("adaptive sparsity", adaptive)
+    adaptive = workshop.stage("adaptive sparsity" + label, method, workshop.every)
+    yield workshop.row("adaptive sparsity", adaptive)
 
     count = partial(models.parameter_count, image_shape=workshop.image)
     thin = models.thin(workshop.model, pruning.remaining(workshop.shapes, share), count)
-    yield workshop.measure("thin dense", workshop.train("thin dense" + label, dense, workshop.every, model=thin), thin)
+    yield workshop.row("thin dense", workshop.stage("thin dense" + label, dense, workshop.every, model=thin), thin)
 
 
-def averaged_rows(workshop: Workshop, config: Config) -> Iterator[Measured]:
+def averaged_rows(workshop: Stages, config: Config) -> Iterator[Measured]:
     """Yields gRDA's network for every mu, from scratch, without momentum and with the authors' learning rates."""
     rate, c = setup.AVERAGING[config.dataset]
     recipe = dataclasses.replace(workshop.recipe, learning_rate=rate, schedule=rates.half_then_linear)
@@ -134,7 +114,7 @@ def averaged_rows(workshop: Workshop, config: Config) -> Iterator[Measured]:
         def method(recipe: Recipe, mu=mu) -> Method:
             return pruning.dual_averaging(recipe, c, mu)
 
-        yield workshop.measure("gRDA", workshop.train(f"gRDA {mu:g}", method, workshop.every))
+        yield workshop.row("gRDA", workshop.stage(f"gRDA {mu:g}", method, workshop.every))
 
 
 @partial(jax.jit, static_argnums=1)

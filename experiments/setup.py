@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import flax.linen as nn
 
@@ -71,6 +71,9 @@ AVERAGING: dict[str, tuple[float, float]] = {
 }
 
 
+Chosen = TypeVar("Chosen", bound="Options")
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What to train on, and with; what is left out is the data set's preset."""
@@ -101,6 +104,12 @@ class Options:
     """Where results, metrics and checkpoints go; a run found there is not trained again."""
     checkpoint_every: int = 10
     """Epochs between checkpoints, from which a killed run resumes; 0 saves the end only."""
+
+
+def filled(options: Chosen, preset: dict[str, Any]) -> Chosen:
+    """Returns the options with a preset's values where the user left a choice."""
+    left = [field.name for field in dataclasses.fields(options) if getattr(options, field.name) is None]
+    return dataclasses.replace(options, **{name: preset[name] for name in left if name in preset})
 
 
 def resolve(options: Options) -> tuple[Dataset, nn.Module, Recipe]:

@@ -80,7 +80,7 @@ def test_tuning_prints_the_largest_c_that_holds(tmp_path, capsys):
     module, config = cli.parse([*arguments, "--data-dir", str(tmp_path / "data"), "--results", str(tmp_path)])
     directory = module.main(config)
     printed = capsys.readouterr().out
-    assert (directory / "report.md").read_text().startswith("# c for mu = 0.4")
+    assert (directory / "report.md").read_text().startswith("# c for mu = 0.51 on digits")
     rows = [line.split("|")[1:5] for line in printed.splitlines() if line.startswith("| 0")]
     held = {float(c): said.strip() == "yes" for c, _, _, said in rows}
     assert set(held.values()) == {True, False}, "the search must bracket the answer"
