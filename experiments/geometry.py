@@ -110,10 +110,15 @@ def projection(
     Returns:
       A `Projection`.
     """
-    loss = sj.directional.over_batches(partial(_evaluated, model))
+    loss, whole = partial(_evaluated, model), len(data[1]) == 1
+    if whole:  # in a loop, second derivatives of a convolution are several times slower on a CPU
+        data = tuple(part[0] for part in data)
+    else:
+        loss = sj.directional.over_batches(loss)
     spectra, shares = [], {name: [] for name in others}
     for epoch, (params, state) in sorted(first.items()):
-        values, vectors = sj.directional.top_eigenspace(loss, params, k, _repeated(state, data), *data)
+        inputs = (state if whole else _repeated(state, data), *data)
+        values, vectors = sj.directional.top_eigenspace(loss, params, k, *inputs)
         spectra.append(np.asarray(values))
         for name, snapshots in others.items():
             moved = jax.tree.map(jnp.subtract, snapshots[epoch][0], params)

@@ -161,9 +161,10 @@ def test_magnitude_keeps_the_largest_of_all_layers_together():
         np.testing.assert_array_equal(after[order[zeros:]], before[order[zeros:]])
 
 
-def test_projection_share_is_that_of_the_hessian_formed_by_hand():
+@pytest.mark.parametrize("size", [10, 40], ids=["batches", "one batch"])
+def test_projection_share_is_that_of_the_hessian_formed_by_hand(size):
     model, dataset = Linear(), tiny()
-    data = geometry.batches(dataset, 40, 10)
+    data = geometry.batches(dataset, 40, size)
     first, second = network(model, 0), network(model, 1)
     found = geometry.projection(model, {3: first}, {"other": {3: second}}, data, 2)
     # Softmax regression: the Hessian is the mean of (diag(p) - p p^T) x (x x^T), x with a 1 for the bias.

@@ -22,6 +22,7 @@ from experiments.models import (
     LeNet300100,
     MediumConv,
     MobileNetV2,
+    ReluLeNet5,
     ResNet50,
     SmallConv,
     Vgg11,
@@ -136,6 +137,7 @@ def mobilenet_size(widths, classes):
 NETWORKS = {
     "lenet300": ((28, 28, 1), 10, 266_610, None, lenet_size),
     "lenet5": ((28, 28, 1), 10, 431_080, "2.29e+06", lenet5_size),
+    "lenet5-relu": ((28, 28, 1), 10, 431_080, "2.29e+06", lenet5_size),
     "small-conv": ((32, 32, 3), 10, 424_394, None, small_conv_size),
     "medium-conv": ((32, 32, 3), 10, 1_688_458, None, small_conv_size),
     "vgg11": ((32, 32, 3), 10, 9_750_922, None, partial(vgg_size, (1, 1, 2, 2, 2), False)),
@@ -220,9 +222,10 @@ def test_initial_values_of_lenet5_are_caffes():
         assert abs(kernel.std() / math.sqrt(1 / inputs) - 1) < 0.1
 
 
-def test_lenet5_is_caffes():
-    # No ReLU after a convolution, pooling by 2 after each, a ReLU after the hidden dense layer only.
-    model, images = LeNet5(3, widths=(2, 3, 4)), normal(2, 17, 16, 1)
+@pytest.mark.parametrize(("network", "least"), [(LeNet5, -np.inf), (ReluLeNet5, 0)])
+def test_lenet5_is_caffes_or_has_relus(network, least):
+    # Pooling by 2 after each convolution; Caffe's has a ReLU after the hidden dense layer only.
+    model, images = network(3, widths=(2, 3, 4)), normal(2, 17, 16, 1)
     variables = model.init(jax.random.key(1), images)
     layers = {
         name: [np.float64(layer["kernel"]), normal(layer["bias"].size)] for name, layer in variables["params"].items()
@@ -232,7 +235,7 @@ def test_lenet5_is_caffes():
         x = oracles.convolve(x, layers[name][0], 1, 0) + layers[name][1]
         n, height, width, channels = x.shape
         x = x[:, : height // 2 * 2, : width // 2 * 2]
-        x = x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))
+        x = np.maximum(x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4)), least)
     x = np.maximum(x.reshape(2, -1) @ layers["Dense_0"][0] + layers["Dense_0"][1], 0)
     expected = x @ layers["Dense_1"][0] + layers["Dense_1"][1]
     params = {name: {"kernel": variables["params"][name]["kernel"], "bias": layers[name][1]} for name in layers}
