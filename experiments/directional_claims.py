@@ -96,7 +96,7 @@ def claims(found: Found, margin: float) -> list[Claim]:
             all(bool(share[-1] < share[0]) for share in shares),
         ),
         Claim(
-            "|w|2 / |w|1 ends above SGD's",
+            "the ratio of the norms l2 and l1 ends above SGD's",
             "6.19e-4 against 3.53e-4 (VGG16)",
             f"{_listed(ratios[1:], '.2e')} against {ratios[0]:.2e}",
             min(ratios[1:]) > ratios[0],
