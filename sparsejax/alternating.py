@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax import _integers, surrogates, tree
+from sparsejax import _integers, _states, surrogates, tree
+from sparsejax._numbers import check_not_negative
 from sparsejax.gates import Gated, Surrogate
-from sparsejax.proximal import check_not_negative
 
 
 class AutopruneState(NamedTuple):
@@ -173,20 +173,11 @@ def turnover(state: optax.OptState) -> Turnover:
     >>> turnover(autoprune(optax.sgd(0.1), optax.sgd(0.1)).init(gated)).pruned.item()
     1
     """
-    found = find(AutopruneState, state)
+    found = _states.the(AutopruneState, state)
     pruned = sum(np.asarray(count).astype(np.uint64) for count in found.pruned.values())
     turned = sum(np.asarray(count).astype(np.uint64) for count in found.turned.values())
     totals = sum(_integers.to_numpy(count) for count in found.totals.values())
     return Turnover(pruned, turned[..., 0], turned[..., 1], totals[..., 0], totals[..., 1])
-
-
-def find(kind: type, state: optax.OptState) -> Any:
-    """Returns the one state of a kind in the state of any transformation; raises `ValueError` if there is not one."""
-    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, kind))
-    found = [leaf for leaf in leaves if isinstance(leaf, kind)]
-    if len(found) != 1:
-        raise ValueError(f"state holds {len(found)} {kind.__name__}, not one; pass the state of one such optimizer")
-    return found[0]
 
 
 def as_bool(freeze: chex.Numeric) -> jax.Array:

@@ -7,7 +7,6 @@ Everything that takes a mask works inside `jit`. Entries are counted exactly in 
 import functools
 import math
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 
 from sparsejax import _integers, tree
 from sparsejax import masks as masking
+from sparsejax._numbers import meant
 from sparsejax._types import Mask, Params
 from sparsejax.multiply_adds import MultiplyAdds
 
@@ -59,7 +59,7 @@ def compression(params: Params, ratio: float) -> Budget:
             f"ratio={ratio} must be above 1 and at most {sum(sizes.values())}, the number of parameters; it is all "
             f"parameters to those that stay: 10.0 keeps a tenth"
         )
-    return Budget(dict.fromkeys(sizes, 1), math.floor(sum(sizes.values()) / _meant(ratio)))
+    return Budget(dict.fromkeys(sizes, 1), math.floor(sum(sizes.values()) / meant(ratio)))
 
 
 def multiply_adds(params: Params, dense: MultiplyAdds, share: float) -> Budget:
@@ -96,7 +96,7 @@ def multiply_adds(params: Params, dense: MultiplyAdds, share: float) -> Budget:
                 f"dense: the {products} multiply-adds of {name!r} are not a multiple of its {sizes[name]} entries, so "
                 f"they are not used equally often; give a Budget with costs of your own"
             )
-    limit = math.floor(dense.total * _meant(share)) - dense.unattributed
+    limit = math.floor(dense.total * meant(share)) - dense.unattributed
     if limit <= 0:
         raise ValueError(f"share={share} leaves nothing: {dense.unattributed} of {dense.total} belong to no leaf")
     return Budget({name: products // max(sizes[name], 1) for name, products in dense.by_leaf.items()}, limit)
@@ -205,8 +205,3 @@ def _sizes(params: Params) -> dict[str, int]:
         if size >= 2**32:
             raise ValueError(f"leaf {name!r} has {size} entries; 2^32 or more are not counted exactly: split the leaf")
     return sizes
-
-
-def _meant(number: float) -> Fraction:
-    """Returns the number that was meant: 0.07 itself is not a float."""
-    return Fraction(number).limit_denominator(10**9)

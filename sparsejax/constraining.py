@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax import masks, rules, tree
+from sparsejax import _states, masks, rules, tree
 from sparsejax._types import Clock, Mask, Params
 
 __all__ = ["SparsifyState", "find_mask", "sparsify"]
@@ -119,7 +119,7 @@ def find_mask(opt_state: optax.OptState, params: Params | None = None) -> Mask:
     >>> find_mask(tx.init({"kernel": jnp.ones(2)}))["kernel"].tolist()
     [True, False]
     """
-    found = [state.mask for state in jax.tree.leaves(opt_state, is_leaf=_is_ours) if _is_ours(state)]
+    found = [state.mask for state in _states.instances(SparsifyState, opt_state)]
     if not found:
         raise ValueError("opt_state holds no SparsifyState: is it the state of an optimizer made with sparsify?")
     if params is None:
@@ -132,10 +132,6 @@ def find_mask(opt_state: optax.OptState, params: Params | None = None) -> Mask:
         tree.check_names(leaves, params, "the mask")
         whole |= {name: whole[name] & leaf for name, leaf in leaves.items()}
     return tree.replace(params, whole)
-
-
-def _is_ours(node: Any) -> bool:
-    return isinstance(node, SparsifyState)
 
 
 def _warn_if_dense(rule: rules.Rule, when: Clock) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax import proximal, tree
+from sparsejax import _numbers, proximal, tree
 from sparsejax._types import Params, wide_dtype
 
 Time = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -190,11 +190,7 @@ def _check_number(argument: str, value: chex.Numeric, allowed: Callable[[float],
     """Raises unless a value is a scalar that is allowed; says nothing about the value of a traced one."""
     if np.ndim(value) == 0 and isinstance(value, jax.core.Tracer):
         return
-    try:
-        number = float(value) if np.ndim(value) == 0 else np.nan
-    except (TypeError, ValueError):
-        number = np.nan
-    if not allowed(number):
+    if not allowed(_numbers.as_scalar(value)):
         raise ValueError(f"{argument}={value!r} {rule}; optax.inject_hyperparams(grda) varies it")
 
 

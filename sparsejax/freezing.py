@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax import targets
-from sparsejax.alternating import as_bool, find
+from sparsejax import _states, targets
+from sparsejax.alternating import as_bool
 from sparsejax.gates import Gated
 from sparsejax.targets import Target
 
@@ -90,7 +90,7 @@ def reached_at(state: optax.OptState) -> np.ndarray:
     >>> reached_at((optax.EmptyState(), FreezeAtState(jnp.int32(9), jnp.int32(7), optax.EmptyState()))).item()
     7
     """
-    return np.asarray(find(FreezeAtState, state).reached_at)
+    return np.asarray(_states.the(FreezeAtState, state).reached_at)
 
 
 def _only_if(needed: jax.Array, compute: Callable[[], chex.ArrayTree], otherwise: chex.ArrayTree) -> chex.ArrayTree:

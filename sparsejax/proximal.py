@@ -6,9 +6,9 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from sparsejax._numbers import check_not_negative
 from sparsejax._types import Params, wide_dtype
 
 
@@ -80,18 +80,6 @@ def difference(threshold: jax.Array, v: jax.Array, p: chex.Array) -> jax.Array:
     clipped = jnp.where(clipped > t, t, clipped)
     w = v - clipped
     return w.astype(p.dtype) - p
-
-
-def check_not_negative(argument: str, value: chex.Numeric) -> None:
-    """Raises `ValueError` unless a value is a finite number >= 0; says nothing about the value of a traced one."""
-    if isinstance(value, jax.core.Tracer):
-        return
-    try:
-        number = float(value) if np.ndim(value) == 0 else np.nan
-    except (TypeError, ValueError):
-        number = np.nan
-    if not 0 <= number < np.inf:
-        raise ValueError(f"{argument}={value!r} must be a finite number >= 0, or a traced scalar")
 
 
 def _stepped(u: chex.Array, p: chex.Array) -> jax.Array:

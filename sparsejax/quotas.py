@@ -11,6 +11,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from sparsejax._numbers import meant
+
 
 def is_static(number: chex.Numeric | Fraction) -> bool:
     """Returns whether a number is one of Python's (or NumPy's), so that its value is known when tracing."""
@@ -21,7 +23,7 @@ def fraction(number: float | Fraction) -> Fraction:
     """Returns the decimal that a share stands for, since 0.9 itself is not a float; raises if it is not in [0, 1]."""
     if not 0 <= number <= 1:
         raise ValueError(f"sparsity={number} must be in [0, 1]; for 90% pass 0.9")
-    return number if isinstance(number, Fraction) else Fraction(float(number)).limit_denominator(10**9)
+    return number if isinstance(number, Fraction) else meant(number)
 
 
 def kept(sparsity: chex.Numeric | Fraction, competitors: int) -> jax.Array:

@@ -53,8 +53,16 @@ def one_shot_magnitude(inner: Optimizer, target: Target, step: int = 0) -> Optim
     return sparsify(inner, prune_to(target), schedules.at(step))
 
 
-def gradual_magnitude(inner: Optimizer, target: Target, start: int, end: int, period: int = 100) -> Optimizer:
-    """Returns pruning by magnitude, leaf by leaf, along a cubic ramp.
+def gradual_magnitude(
+    inner: Optimizer,
+    target: Target,
+    start: int,
+    end: int,
+    period: int = 100,
+    grain: select.Grain = select.weight,
+    scope: select.Scope = select.leaf,
+) -> Optimizer:
+    """Returns pruning by magnitude along a cubic ramp, of single weights and leaf by leaf unless told otherwise.
 
     Source: Zhu, Gupta, To Prune, or Not to Prune, 2017.
 
@@ -64,6 +72,8 @@ def gradual_magnitude(inner: Optimizer, target: Target, start: int, end: int, pe
       start: the first step at which the mask is looked at, at which nothing is pruned yet.
       end: the step at which the target is reached.
       period: steps between two looks.
+      grain: what lives or dies as one, by its mean magnitude; see `sparsejax.select`.
+      scope: who competes with whom.
 
     Returns:
       A transformation, see `sparsejax.sparsify`.
@@ -72,7 +82,7 @@ def gradual_magnitude(inner: Optimizer, target: Target, start: int, end: int, pe
     >>> tx.init(params).mask["kernel"].shape
     (4, 4)
     """
-    rule = prune_to(target, ramp=schedules.cubic(start, end))
+    rule = prune_to(target, ramp=schedules.cubic(start, end), grain=grain, scope=scope)
     return sparsify(inner, rule, schedules.every(period, start, end))
 
 
@@ -95,8 +105,7 @@ def global_magnitude(inner: Optimizer, target: Target, start: int, end: int, per
     >>> tx.init(params).mask["kernel"].shape
     (4, 4)
     """
-    rule = prune_to(target, ramp=schedules.cubic(start, end), scope=select.model)
-    return sparsify(inner, rule, schedules.every(period, start, end))
+    return gradual_magnitude(inner, target, start, end, period, scope=select.model)
 
 
 def random_pruning(inner: Optimizer, target: Target, step: int = 0, seed: int = 0) -> Optimizer:
@@ -230,8 +239,7 @@ def n_of_m(
     (4, 4)
     """
     target = partial(allocate.uniform, sparsity=1 - n / m, where=where)
-    rule = prune_to(target, ramp=schedules.cubic(start, end), scope=select.groups_of(m, axis))
-    return sparsify(inner, rule, schedules.every(period, start, end))
+    return gradual_magnitude(inner, target, start, end, period, scope=select.groups_of(m, axis))
 
 
 def block_magnitude(
@@ -254,8 +262,7 @@ def block_magnitude(
     >>> tx.init(params).mask["kernel"].shape
     (4, 4)
     """
-    rule = prune_to(target, ramp=schedules.cubic(start, end), grain=select.block(*size))
-    return sparsify(inner, rule, schedules.every(period, start, end))
+    return gradual_magnitude(inner, target, start, end, period, grain=select.block(*size))
 
 
 def channel_magnitude(
@@ -282,8 +289,7 @@ def channel_magnitude(
     >>> tx.init(params).mask["kernel"].shape
     (1, 4)
     """
-    rule = prune_to(target, ramp=schedules.cubic(start, end), grain=select.channel(axis))
-    return sparsify(inner, rule, schedules.every(period, start, end))
+    return gradual_magnitude(inner, target, start, end, period, grain=select.channel(axis))
 
 
 def wanda(params: Params, input_norms: Mapping[str, jax.Array], target: Target) -> Mask:

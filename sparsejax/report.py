@@ -4,7 +4,6 @@ import math
 import operator
 from collections import defaultdict
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import tree
+from sparsejax._numbers import meant
 from sparsejax._types import Params, Where
 from sparsejax.counts import Leaf, Report
 from sparsejax.multiply_adds import MultiplyAdds, multiply_adds
@@ -128,7 +128,7 @@ def dense_equivalent_width(width: int, kept: float) -> int:
     >>> [dense_equivalent_width(width, 0.15) for width in (16, 128, 256, 512)]
     [6, 49, 99, 198]
     """
-    share = Fraction(_share("kept", kept)).limit_denominator(10**9)  # what was meant: 0.49 itself is not a float
+    share = meant(_share("kept", kept))
     if kept == 0 or width < 1:
         raise ValueError(f"kept={kept} must be in (0, 1] and width={width} at least 1: nothing is left to be a layer")
     return max(1, math.isqrt(share.numerator * operator.index(width) ** 2 // share.denominator))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax import tree
+from sparsejax._numbers import check_not_negative
 from sparsejax._types import Params
-from sparsejax.proximal import check_not_negative
 
 
 def scale_by_name(factors: Mapping[str, chex.Numeric]) -> optax.GradientTransformation:

@@ -12,6 +12,8 @@ ROOF = 4
 FLOORS = {
     "_types": 0,
     "_integers": 0,
+    "_numbers": 0,
+    "_states": 0,
     "tree": 0.1,
     "surrogates": 0.1,
     "losses": 0.1,
