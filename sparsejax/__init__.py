@@ -21,9 +21,11 @@ from sparsejax import (
     transforms,
     tree,
     unit_gates,
+    units,
 )
 from sparsejax.masks import apply, sparsity
 from sparsejax.transforms import autoprune, find_mask, grda, sparsify
+from sparsejax.units import shrink
 
 __version__ = "0.1.0"
 
@@ -47,6 +49,7 @@ __all__ = [
     "schedules",
     "scores",
     "select",
+    "shrink",
     "sparsify",
     "sparsity",
     "surrogates",
@@ -54,4 +57,5 @@ __all__ = [
     "transforms",
     "tree",
     "unit_gates",
+    "units",
 ]

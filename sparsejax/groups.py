@@ -56,13 +56,20 @@ class Group:
     Attributes:
       size: how many units there are.
       members: every axis of every leaf that carries them.
+      reason: why a network without these units is not the network in which they are masked; empty if it is.
 
-    >>> Group(2, (Member("kernel", -1), Member("bias", 0))).size
-    2
+    >>> Group(2, (Member("kernel", -1), Member("bias", 0))).exact
+    True
     """
 
     size: int
     members: tuple[Member, ...]
+    reason: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """Whether removing masked units changes nothing."""
+        return not self.reason
 
 
 Groups = Mapping[str, Group]
