@@ -1,19 +1,21 @@
 """The result of counting: one leaf, one tree, and the table they print as.
 
 Two families of totals stand side by side and are never mixed. Those of *all* parameters (`sparsity`, `compression`) say
-what the network costs; those of the *prunable* ones (`prunable_sparsity`) say how far the method went.
+what the network costs; those of the *prunable* ones (`prunable_sparsity`) say how far the method went. What was asked
+stands beside what was reached, where it is given.
 """
 
 import dataclasses
+import itertools
 import math
 
 from sparsejax.multiply_adds import effective
 
 _COLUMNS = 100
-_PER_LEAF = ("size", "nonzeros", "sparsity", "multiply_adds", "effective_multiply_adds")
-_TOTALS = ("parameters", "nonzeros", "sparsity", "compression")
-_TOTALS += ("prunable_parameters", "prunable_nonzeros", "prunable_sparsity")
-_TOTALS += ("multiply_adds", "effective_multiply_adds", "theoretical_speedup")
+_PER_LEAF = ("size", "nonzeros", "asked", "sparsity", "multiply_adds", "effective_multiply_adds")
+_TOTALS = ("parameters", "nonzeros", "asked", "sparsity", "compression")
+_TOTALS += ("prunable_parameters", "prunable_nonzeros", "prunable_asked", "prunable_sparsity")
+_TOTALS += ("multiply_adds", "effective_multiply_adds", "theoretical_speedup", "limit", "spent")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Leaf:
       nonzeros: how many of them are not zero; -0.0 is zero. `None` for what holds no numbers, such as PRNG keys.
       prunable: whether `where` selects it.
       multiply_adds: the products it takes part in when dense; `None` if they were not given.
+      asked: the share of zeros that was asked of it; `None` if that is not known.
 
     >>> Leaf("kernel", (2, 4), "float32", size=8, nonzeros=2, prunable=True, multiply_adds=800).effective_multiply_adds
     200
@@ -40,6 +43,7 @@ class Leaf:
     nonzeros: int | None
     prunable: bool
     multiply_adds: int | None = None
+    asked: float | None = None
 
     @property
     def sparsity(self) -> float | None:
@@ -62,6 +66,9 @@ class Report:
       leaves: one `Leaf` a leaf, in the order of the tree.
       unattributed: multiply-adds that belong to no leaf, so that no zero skips them; `None` if they were not given.
       notes: what is not exact about the multiply-adds.
+      prunable_asked: the share of zeros that was asked of the prunable parameters; `None` if it was not given.
+      limit: what the non-zeros may cost together; `None` if no budget was given.
+      spent: what they do cost.
 
     >>> report = Report((Leaf("kernel", (2, 4), "float32", 8, 2, True), Leaf("bias", (4,), "float32", 4, 4, False)))
     >>> report.prunable_sparsity, report.sparsity, report.compression
@@ -71,6 +78,16 @@ class Report:
     leaves: tuple[Leaf, ...]
     unattributed: int | None = None
     notes: tuple[str, ...] = ()
+    prunable_asked: float | None = None
+    limit: int | None = None
+    spent: int | None = None
+
+    @property
+    def asked(self) -> float | None:
+        """The share of zeros among all parameters that was asked; `None` if it was not given."""
+        if self.prunable_asked is None:
+            return None
+        return self.prunable_asked * self.prunable_parameters / self.parameters
 
     @property
     def parameters(self) -> int:
@@ -127,7 +144,8 @@ class Report:
 
     @property
     def _prunable(self) -> "Report":
-        return Report(tuple(leaf for leaf in self.leaves if leaf.prunable), None if self.unattributed is None else 0)
+        leaves, unattributed = tuple(leaf for leaf in self.leaves if leaf.prunable), self.unattributed
+        return Report(leaves, None if unattributed is None else 0, prunable_asked=self.prunable_asked)
 
     def __str__(self) -> str:
         rows = self._rows()
@@ -159,20 +177,25 @@ class Report:
         return {name: value for name, value in flat.items() if value is not None and math.isfinite(value)}
 
     def _rows(self) -> list[list[str]]:
-        rows = [["leaf (* prunable)", "shape", "size", "non-zeros", "sparsity", "multiply-adds", "effective"]]
+        head = ["leaf (* prunable)", "shape", "size", "non-zeros", "asked", "sparsity", "multiply-adds", "effective"]
+        rows = [head]
         for leaf in self.leaves:
             label = (leaf.name or "(array)") + " *" * leaf.prunable
             rows.append([label, "x".join(map(str, leaf.shape)) or "()", *_cells(leaf.size, leaf)])
         if self.unattributed:
-            rows.append(["(no leaf)", "", "", "", "", *[_number(self.unattributed)] * 2])
+            rows.append(["(no leaf)", "", "", "", "", "", *[_number(self.unattributed)] * 2])
         rows.append(["all", "", *_cells(self.parameters, self)])
         rows.append(["prunable *", "", *_cells(self.prunable_parameters, self._prunable)])
-        return [row[: 5 if self.unattributed is None else 7] for row in rows]
+        shown = [True] * 4 + [self.prunable_asked is not None, True] + [self.unattributed is not None] * 2
+        return [list(itertools.compress(row, shown)) for row in rows]
 
     def _summary(self) -> list[str]:
         lines = [f"compression {self.compression:,.2f}x: all parameters / all non-zeros"]
         if self.unattributed is not None:
             lines.append(f"theoretical speed-up {self.theoretical_speedup:,.2f}x: multiply-adds / effective ones")
+        if self.limit is not None:
+            exceeded = ", EXCEEDED" if self.spent > self.limit else ""
+            lines.append(f"budget: {self.spent:,} of {self.limit:,} spent by the non-zeros{exceeded}")
         return [*lines, *self.notes]
 
 
@@ -189,10 +212,9 @@ def _number(value: int | None) -> str:
 
 
 def _cells(size: int, counts: Leaf | Report) -> list[str]:
-    share = "-" if counts.sparsity is None else f"{100 * counts.sparsity:.2f}%"
-    numbers = [size, counts.nonzeros, counts.multiply_adds, counts.effective_multiply_adds]
-    size_, nonzeros, dense, remaining = map(_number, numbers)
-    return [size_, nonzeros, share, dense, remaining]
+    shares = ["-" if share is None else f"{100 * share:.2f}%" for share in (counts.asked, counts.sparsity)]
+    products = map(_number, (counts.multiply_adds, counts.effective_multiply_adds))
+    return [_number(size), _number(counts.nonzeros), *shares, *products]
 
 
 def _padded(rows: list[list[str]]) -> list[list[str]]:

@@ -12,7 +12,8 @@ import numpy as np
 
 from sparsejax import tree
 from sparsejax._numbers import meant
-from sparsejax._types import Params, Where
+from sparsejax._types import Params, Sparsities, Where
+from sparsejax.budgets import Budget
 from sparsejax.counts import Leaf, Report
 from sparsejax.multiply_adds import MultiplyAdds, multiply_adds
 
@@ -21,7 +22,13 @@ __all__ = ["Leaf", "MultiplyAdds", "Report", "check_sparsity", "count", "dense_e
 _TOGETHER = "the prunable leaves"
 
 
-def count(params: Params, where: Where = None, multiply_adds: MultiplyAdds | None = None) -> Report:
+def count(
+    params: Params,
+    where: Where = None,
+    multiply_adds: MultiplyAdds | None = None,
+    asked: float | Sparsities | None = None,
+    budget: Budget | None = None,
+) -> Report:
     """Counts the parameters of a tree, exactly.
 
     Pass `variables["params"]`: statistics and counters in the tree would count as parameters, if not as prunable ones.
@@ -30,17 +37,21 @@ def count(params: Params, where: Where = None, multiply_adds: MultiplyAdds | Non
       params: the tree; arrays of JAX (sharded or not), of NumPy, or Python numbers.
       where: which leaves are prunable, as for `sparsejax.tree.select`.
       multiply_adds: `multiply_adds(fn, params, *args)` of the same tree, for the costs.
+      asked: what was asked, to stand beside what was reached: a tree of sparsities, as from `sparsejax.allocate`; or
+        the share of the prunable leaves together, where what each of them has is left to a competition of all.
+      budget: what the non-zeros may cost together, to stand beside what they do.
 
     Returns:
       A `Report`.
 
     Raises:
       ValueError: a leaf holds a NaN, or has no value (inside `jit`, or a `jax.ShapeDtypeStruct`); `where` selects
-        nothing; `multiply_adds` is that of another tree.
+        nothing; `multiply_adds`, `asked` or `budget` is that of another tree; something is asked of a leaf that
+        `where` does not select, or a share is not in [0, 1].
 
-    >>> report = count({"kernel": jnp.eye(4), "bias": jnp.ones(4)})
-    >>> report.prunable_sparsity, report.compression
-    (0.75, 2.5)
+    >>> report = count({"kernel": jnp.eye(4), "bias": jnp.ones(4)}, asked={"kernel": 0.8, "bias": 0.0})
+    >>> report.prunable_sparsity, report.prunable_asked, report.compression
+    (0.75, 0.8, 2.5)
     """
     leaves = tree.named(params)
     for name, leaf in leaves.items():
@@ -49,14 +60,16 @@ def count(params: Params, where: Where = None, multiply_adds: MultiplyAdds | Non
     if multiply_adds is not None and (difference := sorted(multiply_adds.by_leaf.keys() ^ leaves.keys())):
         raise ValueError(f"multiply_adds belongs to another tree: {difference} are in one only; count both from params")
     prunable, nonzeros = tree.select(params, where), _count_nonzeros(leaves)
+    shares, together = _wanted(asked, params, prunable)
+    limit, spent = (None, None) if budget is None else _balance(budget, params, nonzeros)
     rows = []
     for name, leaf in leaves.items():
         dtype = str(getattr(leaf, "dtype", jnp.result_type(leaf)))
         cost = None if multiply_adds is None else multiply_adds.by_leaf[name]
-        rows.append(Leaf(name, jnp.shape(leaf), dtype, jnp.size(leaf), nonzeros.get(name), name in prunable, cost))
-    if multiply_adds is None:
-        return Report(tuple(rows))
-    return Report(tuple(rows), multiply_adds.unattributed, multiply_adds.notes)
+        numbers = jnp.size(leaf), nonzeros.get(name), name in prunable, cost, shares.get(name)
+        rows.append(Leaf(name, jnp.shape(leaf), dtype, *numbers))
+    costs = (None, ()) if multiply_adds is None else (multiply_adds.unattributed, multiply_adds.notes)
+    return Report(tuple(rows), *costs, together, limit, spent)
 
 
 def check_sparsity(
@@ -132,6 +145,27 @@ def dense_equivalent_width(width: int, kept: float) -> int:
     if kept == 0 or width < 1:
         raise ValueError(f"kept={kept} must be in (0, 1] and width={width} at least 1: nothing is left to be a layer")
     return max(1, math.isqrt(share.numerator * operator.index(width) ** 2 // share.denominator))
+
+
+def _wanted(asked: float | Sparsities | None, params: Params, prunable: tuple[str, ...]) -> tuple[dict, float | None]:
+    """Returns the share that was asked of each leaf, where that is known, and of the prunable leaves together."""
+    if asked is None:
+        return {}, None
+    if jax.tree.structure(asked) == jax.tree.structure(0.0):
+        return {}, _share("asked", asked)
+    tree.check_structure(asked, params, "asked")
+    shares = {name: _share(f"asked (for {name!r})", share) for name, share in tree.named(asked).items()}
+    if others := [name for name, share in shares.items() if share and name not in prunable]:
+        raise ValueError(f"asked prunes {others}, which are not prunable here; let `where` select them too")
+    sizes = {name: jnp.size(leaf) for name, leaf in tree.named(params).items()}
+    zeros = sum(meant(shares[name]) * sizes[name] for name in prunable)
+    return shares, float(zeros / sum(sizes[name] for name in prunable))
+
+
+def _balance(budget: Budget, params: Params, nonzeros: Mapping[str, int]) -> tuple[int, int]:
+    """Returns what may be spent, and what the non-zeros cost."""
+    tree.check_names(budget.costs, params, "budget.costs")
+    return int(budget.limit), sum(cost * nonzeros.get(name, 0) for name, cost in budget.costs.items())
 
 
 def _count_nonzeros(leaves: Mapping[str, Any]) -> dict[str, int]:

@@ -10,6 +10,7 @@ is dead stays dead; `drop_and_grow` exchanges weights and keeps their number.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -138,8 +139,8 @@ def prune_to(
 
     def init(params: Params, key: chex.PRNGKey) -> Mask:
         del key
-        # Computed from the weights, though it says nothing about them: so it is sharded as they are.
-        return competition(params, jax.tree.map(lambda p: (p != p).astype(jnp.float32), params), 0.0)
+        like = jax.eval_shape(partial(competition, params), params, 0.0)  # its shapes and errors, without its work
+        return jax.tree.map(_all_alive, params, like)
 
     def update(mask: Mask, params: Params, step: chex.Numeric, **signals: Any) -> Mask:
         return competition(params, _of_the_living(mask, score(params, step=step, **signals)), ramp(step))
@@ -194,7 +195,7 @@ def drop_and_grow(
     def update(mask: Mask, params: Params, step: chex.Numeric, *, key: chex.PRNGKey, **signals: Any) -> Mask:
         shares, to_drop, to_grow = shares_of(target, params), *jax.random.split(key)
         exchanged = jnp.asarray(fraction(step) if callable(fraction) else fraction, jnp.float32)
-        fewer = jax.tree.map(lambda s: 1 - (1 - s) * (1 - exchanged) if s else 0.0, shares)
+        fewer = jax.tree.map(lambda s: 0.0 if _is_zero(s) else 1 - (1 - s) * (1 - exchanged), shares)
         worth = _of_the_living(mask, drop(params, step=step, key=to_drop, **signals))
         stay = masks.combine(mask, select.leafwise(worth, fewer, grain, scope))
         promise = _of_the_others(stay, grow(params, step=step, key=to_grow, **signals))
@@ -222,6 +223,20 @@ def _of_the_others(stay: Mask, scored: Scores) -> Scores:
         return jnp.where(stays, jnp.asarray(jnp.inf, score.dtype), jnp.minimum(score, most))
 
     return jax.tree.map(above, stay, scored)
+
+
+def _all_alive(param: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns the mask of a shape that keeps everything."""
+    if not like.shape:
+        return jnp.asarray(True)
+    # Computed from the weights, though it says nothing about them: so it is sharded as they are.
+    pooled = tuple(axis for axis, size in enumerate(like.shape) if size != param.shape[axis])
+    return jnp.all((param == param) | (param != param), pooled, keepdims=True)
+
+
+def _is_zero(share: chex.Numeric) -> bool:
+    """Whether a leaf is left alone; a traced share may be anything."""
+    return not isinstance(share, jax.core.Tracer) and share == 0
 
 
 def _is_float(leaf: jax.Array) -> bool:

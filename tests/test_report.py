@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sparsejax import report
+from sparsejax import allocate, budgets, report
 
 f32 = partial(jax.ShapeDtypeStruct, dtype="float32")
 
@@ -136,6 +136,17 @@ def bad_counts():
         "abstract": (partial(report.count, {"a": f32((3, 3))}), "'a' has no value"),
         "nothing prunable": (partial(report.count, {"a": jnp.ones(3)}), "no float leaf has rank >= 2"),
         "where matches nothing": (partial(report.count, {"a": ok}, "kernel"), "'kernel' matches no leaf"),
+        "asked of another tree": (partial(report.count, {"a": ok}, asked={"b": 0.5}), "asked must have the structure"),
+        "asked of what is not prunable": (
+            partial(report.count, {"a": ok, "b": ok}, "a", asked={"a": 0.5, "b": 0.5}),
+            r"asked prunes \['b'\]",
+        ),
+        "asked in per cent": (partial(report.count, {"a": ok}, asked=90), r"asked must be a number in \[0, 1\]"),
+        "asked of a leaf in per cent": (partial(report.count, {"a": ok}, asked={"a": 90}), r"asked \(for 'a'\) must"),
+        "budget of another tree": (
+            partial(report.count, {"a": ok}, budget=budgets.Budget({"b": 1}, 3)),
+            "budget.costs has an entry 'b'",
+        ),
         "products of another tree": (partial(report.count, {"b": ok}, None, products), r"\['a', 'b'\]"),
     }
 
@@ -231,6 +242,46 @@ def test_the_dict_is_flat_json(scale):
     assert flat["effective_multiply_adds"] == (148_610 if scale else 10)
     assert ("compression" in flat) == (scale > 0)
     assert "multiply_adds" not in report.count(params).as_dict()
+
+
+def test_what_was_asked_stands_beside_what_was_reached():
+    params, _ = lenet_300_100()
+    asked = allocate.uniform(params, 0.9)
+    counts = report.count(params, asked=asked)
+    assert {leaf.name: leaf.asked for leaf in counts.leaves} == {
+        f"{layer}/{part}": 0.9 * (part == "kernel") for layer in params for part in ("bias", "kernel")
+    }
+    assert counts.prunable_asked == 0.9
+    assert counts.asked == 0.9 * 266_200 / 266_610
+    cells = {line.split("  ")[0]: line.split()[-3:] for line in str(counts).splitlines()}
+    assert cells["fc1/kernel *"] == ["117,600", "90.00%", "50.00%"]
+    assert cells["fc1/bias"] == ["300", "0.00%", "0.00%"]
+    assert cells["all"] == ["149,010", "89.86%", "44.11%"]
+    assert cells["prunable *"] == ["148,600", "90.00%", "44.18%"]
+    flat = counts.as_dict()
+    assert (flat["asked/fc1/kernel"], flat["prunable_asked"], flat["asked"]) == (0.9, 0.9, counts.asked)
+    assert not [name for name in report.count(params).as_dict() if "asked" in name]
+    # By hand: 8 of 10 zeros in one leaf and 1 of 5 in the other are 9 of 15.
+    leaves = {"a": np.zeros((2, 5)), "b": np.ones((1, 5))}
+    assert report.count(leaves, asked={"a": 0.8, "b": 0.2}).prunable_asked == 9 / 15
+
+
+def test_a_share_asked_of_all_leaves_together_is_asked_of_none_of_them():
+    counts = report.count({"kernel": np.eye(4), "bias": np.ones(4)}, asked=0.5)
+    assert (counts.prunable_asked, counts.asked) == (0.5, 0.5 * 16 / 20)
+    assert {leaf.asked for leaf in counts.leaves} == {None}
+    assert re.search(r"kernel \* +4x4 +16 +4 +- +75.00%\n", str(counts))
+
+
+@pytest.mark.parametrize(("limit", "end"), [(17, "spent by the non-zeros"), (15, "EXCEEDED")])
+def test_a_budget_stands_beside_what_was_spent(limit, end):
+    budget = budgets.Budget({"kernel": 3, "bias": 1}, limit)
+    counts = report.count({"kernel": np.eye(4), "bias": np.ones(4), "other": np.ones(9)}, budget=budget)
+    assert (counts.limit, counts.spent) == (limit, 16)
+    assert str(counts).splitlines()[-1].startswith(f"budget: 16 of {limit} spent")
+    assert str(counts).endswith(end)
+    assert counts.as_dict()["spent"] == 16
+    assert "budget" not in str(report.count({"kernel": np.eye(4)}))
 
 
 THIRDS = {"a": np.array([[0.0, 0.0, 1.0]]), "b": np.ones((1, 3)), "c": np.zeros(3), "d": np.arange(10) == 0}

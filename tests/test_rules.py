@@ -121,6 +121,25 @@ def test_random_rules_depend_on_the_key_alone():
     assert (moved[0] != moved[2]).any()
 
 
+@pytest.mark.parametrize("make", [rules.prune_to, rules.drop_and_grow])
+def test_a_traced_target_gives_the_masks_of_the_static_one(make):
+    """So one program trains networks of several sparsities."""
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def masks(share):
+        shares = {"a": share, "b": {"kernel": share, "bias": 0.0}}
+        rule = make(lambda params: shares)
+        first = rule.init(PARAMS, KEY)
+        return first, rule.update(first, PARAMS, 0, grads=GRADS, key=KEY)
+
+    for share in (0.25, 0.75):
+        static = make({"a": share, "b": {"kernel": share, "bias": 0.0}})
+        first = static.init(PARAMS, KEY)
+        chex.assert_trees_all_equal(masks(share), (first, static.update(first, PARAMS, 0, grads=GRADS, key=KEY)))
+
+
 def test_a_fixed_mask_stays():
     mask = {"a": PARAMS["a"] > 0, "b": {"kernel": jnp.asarray(True), "bias": jnp.asarray(True)}}
     for later in run(rules.fixed(mask), 3):

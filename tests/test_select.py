@@ -1,5 +1,6 @@
 """Competitions against a stable sort in NumPy: every grain with every scope, on many devices, and exact counts."""
 
+import functools
 import itertools
 import math
 import re
@@ -200,6 +201,118 @@ def test_more_sparsity_prunes_a_superset_and_progress_too(grain, scope, kind):
         assert not masks[-1].all()
 
 
+def bound(rule, share, **options):
+    """A competition over PARAMS with everything but the scores bound."""
+    return partial(rule, **{"sparsity" if rule is select.globally else "sparsities": shares_like(share)}, **options)
+
+
+def shares_like(share):
+    return jax.tree.map(lambda s: share if s else 0.0, OPEN)
+
+
+CONTESTS = {
+    "1:2": bound(select.leafwise, 0.5, scope=select.groups_of(2, axis=-2)),
+    "of a leaf": bound(select.leafwise, 0.75),
+    "of the model": bound(select.globally, 0.9),
+    "of channels": bound(select.leafwise, 0.6, grain=select.channel(-1)),
+    "of nothing": bound(select.leafwise, 0.0),
+}
+
+
+@functools.cache
+def held(name):
+    """The mask of one competition."""
+    return jax.jit(CONTESTS[name])(PARAMS)
+
+
+def among(scores, mask):
+    """The survivors' scores in float64, NaN for the others, by leaf name."""
+    kept = tree.named(mask)
+    return {n: np.where(kept[n], np.asarray(s, np.float64), np.nan) for n, s in tree.named(scores).items()}
+
+
+def test_then_is_the_second_competition_of_those_that_survive_the_first():
+    left = among(PARAMS, held("1:2"))
+    kernels = [name for name, share in tree.named(OPEN).items() if share]
+    got = tree.named(jax.jit(select.then(CONTESTS["1:2"], CONTESTS["of a leaf"]))(PARAMS))
+    for name in kernels:
+        expected = oracles.best(left[name], oracles.kept(0.75, left[name].size))
+        np.testing.assert_array_equal(got[name], expected, err_msg=name)
+    got = tree.named(jax.jit(select.then(CONTESTS["1:2"], CONTESTS["of the model"]))(PARAMS))
+    flat = np.concatenate([left[name].ravel() for name in kernels])
+    expected = oracles.best(flat, oracles.kept(0.9, flat.size))
+    np.testing.assert_array_equal(np.concatenate([np.ravel(got[name]) for name in kernels]), expected)
+    assert all(got[name].shape == () for name in got if name not in kernels)
+
+
+def test_a_coarse_grain_is_scored_by_those_of_its_weights_that_take_part():
+    scores = jnp.round(spread("gaussian", (16, 12), seed=4) * 64) / 64
+    first = partial(select.leafwise, sparsities=0.5, scope=select.groups_of(4))
+    second = partial(select.leafwise, sparsities=0.75, grain=select.channel(-1))
+    alive = np.asarray(first(scores))
+    means = [np.asarray(scores)[alive[:, i], i].mean() for i in range(12)]
+    expected = alive & oracles.best(means, 3)
+    np.testing.assert_array_equal(jax.jit(select.then(first, second))(scores), expected)
+    assert expected.sum() == 3 * 8
+    # The other way round: a channel that is gone has nothing left to compete with.
+    both = jax.jit(select.then(second, first))(scores)
+    np.testing.assert_array_equal(both, np.asarray(second(scores)) & alive)
+    # A grain of which nothing takes part never survives, though there be room for it.
+    nothing = jnp.zeros((1, 12), bool).at[0, 5].set(True)
+    assert np.flatnonzero(select.leafwise(scores, 0.5, grain=select.channel(-1), among=nothing)).tolist() == [5]
+
+
+def whole(mask):
+    return jax.tree.map(lambda m, p: np.broadcast_to(m, p.shape), mask, PARAMS)
+
+
+@pytest.mark.parametrize("first", CONTESTS)
+@pytest.mark.parametrize("second", CONTESTS)
+def test_laws_of_then(first, second):
+    mask, alone, after = jax.jit(select.then(CONTESTS[first], CONTESTS[second]))(PARAMS), held(first), held(second)
+    chex.assert_trees_all_equal_structs(mask, PARAMS)
+    assert all(leaf.dtype == bool for leaf in jax.tree.leaves(mask))
+    counts = {}
+    for name, kept in tree.named(whole(mask)).items():
+        survivors, rivals = (tree.named(whole(m))[name] for m in (alone, after))
+        assert not (kept & ~survivors).any(), "what the first prunes stays pruned"
+        counts[name] = (int(kept.sum()), int(survivors.sum()), int(rivals.sum()))
+    if second in ("of a leaf", "of nothing"):  # a leaf keeps what it was asked, or what the first left it
+        assert all(got == min(left, quota) for got, left, quota in counts.values())
+    if second == "of the model":
+        kernels = [counts[name] for name, share in tree.named(OPEN).items() if share]
+        got, left, quota = map(sum, zip(*kernels, strict=True))
+        assert got == min(left, quota)
+    if first == second or second == "of nothing":
+        chex.assert_trees_all_equal(whole(mask), whole(alone))
+    if first == "of nothing":
+        chex.assert_trees_all_equal(whole(mask), whole(after))
+
+
+def test_then_is_associative_and_takes_traced_progress():
+    a, b, c = (CONTESTS[name] for name in ("1:2", "of channels", "of the model"))
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def run(params, progress):
+        left, right = select.then(select.then(a, b), c), select.then(a, select.then(b, c))
+        return left(params, progress=progress), right(params, progress=progress)
+
+    for progress in (0.0, 0.4, 1.0):
+        left, right = run(PARAMS, jnp.float32(progress))
+        chex.assert_trees_all_equal(left, right)
+        assert all(m.all() for m in jax.tree.leaves(left)) == (progress == 0)
+
+
+def test_a_higher_second_sparsity_prunes_a_superset():
+    masks = []
+    for share in (0.1, 0.5, 0.6, 0.9, 1.0):
+        second = partial(select.globally, sparsity=shares_like(share))
+        masks.append(jax.jit(select.then(CONTESTS["1:2"], second))(PARAMS))
+    for more, fewer in itertools.pairwise(masks):
+        assert all((m >= f).all() for m, f in zip(*map(jax.tree.leaves, (more, fewer)), strict=True))
+
+
 @pytest.mark.parametrize("sparsity", [0.1, 0.9])
 @pytest.mark.parametrize("rule", [select.leafwise, select.globally])
 def test_a_traced_budget_gives_the_mask_of_the_static_one(rule, sparsity):
@@ -280,6 +393,10 @@ COMPETITIONS = {
     "2:4": lambda s: select.leafwise(s, dict.fromkeys(SHARDED, 0.5), scope=select.groups_of(4)),
     "block": lambda s: select.leafwise(s, dict.fromkeys(SHARDED, 0.5), grain=select.block(2, 2)),
     "channel": lambda s: select.leafwise(s, dict.fromkeys(SHARDED, 0.5), grain=select.channel(-1)),
+    "2:4, then globally": select.then(
+        partial(select.leafwise, sparsities=dict.fromkeys(SHARDED, 0.5), scope=select.groups_of(4)),
+        partial(select.globally, sparsity=0.75),
+    ),
 }
 
 
@@ -335,6 +452,11 @@ WRONG = {
     "blocks of more axes": (call(grain=select.block(1, 1, 1)), "needs rank 3 or more"),
     "a competition of one": (call(grain=select.channel(), scope=select.per(-1)), "leaf 'a': every grain competes with"),
     "channels in groups of inputs": (call(grain=select.channel(), scope=select.groups_of(2)), "do not divide axis -2"),
+    "among others": (lambda: select.leafwise(A["a"], 0.5, among={"a": True}), "mask must have the structure"),
+    "among numbers": (
+        lambda: select.globally([A["a"]], 0.5, among=[jnp.ones((6, 8))]),
+        "mask leaf '0' has dtype float",
+    ),
     "no block": (lambda: select.block(), r"size=\(\) must be one"),
     "empty block": (lambda: select.block(4, 0), r"size=\(4, 0\)"),
     "empty groups": (lambda: select.groups_of(0), "m=0"),
