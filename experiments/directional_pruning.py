@@ -152,13 +152,7 @@ def settle(config: Config) -> Config:
     rate, c = setup.AVERAGING[config.dataset]
     preset = {"mus": (0.4, 0.51, 0.6, 0.7), "decay": "linear", "seeds": 3, "learning_rate": rate, "c": c}
     preset |= PRESETS[config.dataset]
-    if config.paper:
-        asked = [key for key in PAPER if key[0] == config.dataset and config.model in (None, key[1])]
-        if not asked:
-            listed = ", ".join(f"--dataset {dataset} --model {model}" for dataset, model in PAPER)
-            raise ValueError(f"--paper with --dataset {config.dataset}: the paper trains {listed}")
-        preset |= {"model": asked[0][1], **PAPER[asked[0]]}
-    return setup.filled(config, preset)
+    return setup.filled(config, preset | setup.published(config, PAPER))
 
 
 def compare(job: Job) -> tuple[Measured, dict[float, Measured], dict[float, Measured]]:
@@ -237,12 +231,7 @@ def choose(averaged: dict[float, Measured], sparsity: float = 90.0) -> float:
     sparse = {mu: network for mu, network in averaged.items() if network.sparsity.mean() >= sparsity}
     if not sparse:
         return max(averaged, key=lambda mu: averaged[mu].sparsity.mean())
-    return max(sparse, key=lambda mu: validation(sparse[mu]))
-
-
-def validation(network: Measured) -> float:
-    """Returns the validation accuracy after the last epoch, in percent, as the mean over seeds."""
-    return 100 * float(np.mean(network.run.history[-1]["val_accuracy"]))
+    return max(sparse, key=lambda mu: sparse[mu].validation)
 
 
 def tune(job: Job) -> Path:

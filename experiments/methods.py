@@ -93,6 +93,8 @@ class Method:
     """(trainable, optimizer state) -> scalars by name, which join the history's row of every epoch."""
     order: Order = shuffled
     """In which order an epoch takes the images, from `experiments.orders`."""
+    over_seeds: Callable[[Callable], Callable] | None = None
+    """How to map training over seeds, where the network's own way does not suit; `None` is that one."""
 
 
 def dense(recipe: Recipe) -> Method:

@@ -1,6 +1,7 @@
 """Learning rates of every epoch: (recipe, steps in an epoch) -> optax schedule, constant within an epoch."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -119,6 +120,28 @@ class drops_every:
         """Returns an optax schedule: step -> float32 scalar."""
         drop = optax.exponential_decay(recipe.learning_rate, self.epochs, self.factor, staircase=True)
         return _by_epoch(drop, steps_per_epoch)
+
+
+@dataclasses.dataclass(frozen=True)
+class geometric:
+    """The schedule learning_rate last^(e / (epochs - 1)) for epoch e, from 0: the last epoch has `last` times the rate.
+
+    *AutoPrune* decreases its rates gradually from 1e-3 to 1e-5 (LeNet-5, `geometric(0.01)`), from 1e-5 to 1e-6
+    (ResNet-50, `geometric(0.1)`); that the decrease is geometric is our reading.
+    """
+
+    last: float
+    """What the last epoch's rate is of the first one's, positive."""
+
+    def __post_init__(self):
+        """Raises `ValueError` for a share that is not positive."""
+        if not 0 < self.last < math.inf:
+            raise ValueError(f"last: got {self.last}, but a learning rate ends at a positive share of itself")
+
+    def __call__(self, recipe: Settings, steps_per_epoch: int) -> optax.Schedule:
+        """Returns an optax schedule: step -> float32 scalar."""
+        decay = optax.exponential_decay(recipe.learning_rate, max(1, recipe.epochs - 1), self.last)
+        return _by_epoch(decay, steps_per_epoch)
 
 
 def _check_factor(factor: float) -> None:

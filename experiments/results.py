@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import sparsejax as sj
-from experiments import training
+from experiments import models, training
 from experiments.data import Dataset
-from experiments.models import parameter_count
 from experiments.training import Run
 
 
@@ -53,6 +51,16 @@ class Measured(NamedTuple):
         return np.array([100 * report.prunable_sparsity for report in self.reports])
 
     @property
+    def multiply_adds_left(self) -> np.ndarray:
+        """Multiply-adds that zeros leave, in percent of this network's without zeros."""
+        return np.array([100 * report.effective_multiply_adds / report.multiply_adds for report in self.reports])
+
+    @property
+    def validation(self) -> float:
+        """Accuracy on the validation split after the last epoch, in percent, as the mean over seeds."""
+        return 100 * float(np.mean(self.run.history[-1]["val_accuracy"]))
+
+    @property
     def layers(self) -> dict[str, np.ndarray]:
         """Share of zeros of each layer that is pruned, in percent, by leaf name."""
         leaves = {leaf.name: [] for leaf in self.reports[0].leaves if leaf.prunable}
@@ -78,7 +86,13 @@ class Claim(NamedTuple):
 
 
 def measure(
-    name: str, run: Run, model: nn.Module, dataset: Dataset, reference: nn.Module, pruned: Sequence[str]
+    name: str,
+    run: Run,
+    model: nn.Module,
+    dataset: Dataset,
+    reference: nn.Module,
+    pruned: Sequence[str],
+    asked: Any = None,
 ) -> Measured:
     """Counts a finished run and tests it, once, on the test split.
 
@@ -89,19 +103,19 @@ def measure(
       dataset: the data it was trained on.
       reference: the dense network that it is compared with.
       pruned: the names of the leaves that sparsities are about.
+      asked: the sparsities asked of them, for the reports: a tree, or a share of all of them together.
 
     Returns:
       A `Measured`.
     """
     scores = training.evaluate(model, run.params, run.model_state, dataset.test, dataset)
-    image = jax.ShapeDtypeStruct((1, *dataset.test.image_shape), jnp.float32)
-    networks = [jax.tree.map(lambda leaf, i=i: leaf[i], (run.params, run.model_state)) for i in range(len(run.failed))]
-    params, model_state = networks[0]
-    products = sj.report.multiply_adds(lambda p, x: model.apply({"params": p, **model_state}, x), params, image)
+    networks = [jax.tree.map(lambda leaf, i=i: leaf[i], run.params) for i in range(len(run.failed))]
+    products = models.multiply_adds(model, dataset.test.image_shape)
     reports = tuple(
-        sj.report.count(params, where=lambda name, _: name in pruned, multiply_adds=products) for params, _ in networks
+        sj.report.count(params, where=lambda name, _: name in pruned, multiply_adds=products, asked=asked)
+        for params in networks
     )
-    original = parameter_count(reference, dataset.test.image_shape)
+    original = models.parameter_count(reference, dataset.test.image_shape)
     return Measured(name, 100 * np.asarray(scores["accuracy"]), reports, run, original)
 
 

@@ -4,8 +4,8 @@ Each is written for one network and mapped over seeds as the model's `over_seeds
 device as uint8 and an epoch is one scan, so that the host does nothing between steps; others come batch by batch.
 """
 
+import functools
 from collections.abc import Callable
-from functools import reduce
 from typing import NamedTuple
 
 import chex
@@ -48,8 +48,6 @@ class Metrics(NamedTuple):
 class Programs(NamedTuple):
     """The functions of a run, over all its seeds, to compile; data is shared by the seeds."""
 
-    fresh: Callable[[jax.Array], Networks]
-    """seeds -> initial (params, model_state)."""
     begin: Callable[[jax.Array, chex.ArrayTree, chex.ArrayTree], State]
     """(seeds, params, model_state) -> the state before the first epoch."""
     epoch: Callable[[State, jax.Array, jax.Array], tuple[State, Metrics]]
@@ -110,13 +108,24 @@ def crop_and_flip(key: chex.PRNGKey, images: jax.Array, border: int = 4) -> jax.
     return jnp.where(coins, crops[:, :, ::-1], crops)
 
 
+@functools.cache
+def fresh(model: nn.Module, image_shape: tuple[int, int, int]) -> Callable[[jax.Array], Networks]:
+    """Returns seeds -> initial (params, model_state); all runs of a network share what is compiled."""
+
+    def one(seed):
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        model_state = dict(model.init(stream(seed, WEIGHTS), images))
+        return model_state.pop("params"), model_state
+
+    return jax.jit(over_seeds(model)(one))
+
+
 def make_programs(
     model: nn.Module,
     method: Method,
     optimizer: optax.GradientTransformation,
     normalize: Normalizer,
     augment: Callable[[chex.PRNGKey, jax.Array], jax.Array],
-    image_shape: tuple[int, int, int],
     batch_size: int,
     sharding: jax.sharding.NamedSharding,
 ) -> Programs:
@@ -128,23 +137,17 @@ def make_programs(
       optimizer: of the method's trainable.
       normalize: uint8 images -> float images.
       augment: (key, uint8 images) -> uint8 images, in training.
-      image_shape: (h, w, c).
       batch_size: images in a step.
       sharding: of a batch over the devices, along its first axis.
 
     Returns:
       Pure functions, not yet compiled.
     """
-    over = over_seeds(model)
+    over = method.over_seeds or over_seeds(model)
     update = _update(model, method, optimizer, lambda key, x: normalize(augment(key, x)), sharding)
     one_epoch, one_step = _epoch(update, method.order, batch_size, sharding), _step(update)
     one_evaluation = evaluation.means(model, normalize)
     one_batch = evaluation.sums(model, normalize)
-
-    def fresh(seed):
-        images = jnp.zeros((1, *image_shape), jnp.float32)
-        model_state = dict(model.init(stream(seed, WEIGHTS), images))
-        return model_state.pop("params"), model_state
 
     def begin(seed, params, model_state):
         # An epoch overwrites its state's buffers, which must therefore not be the caller's.
@@ -153,7 +156,7 @@ def make_programs(
         return State(seed, jnp.zeros_like(seed), trainable, optimizer.init(trainable), model_state)
 
     def inspect(state, params):
-        nonzeros = reduce(jnp.add, [jnp.count_nonzero(leaf) for leaf in jax.tree.leaves(params)])
+        nonzeros = functools.reduce(jnp.add, [jnp.count_nonzero(leaf) for leaf in jax.tree.leaves(params)])
         return nonzeros, method.observe(state.trainable, state.opt_state)
 
     def validate(state, images, labels):
@@ -161,7 +164,6 @@ def make_programs(
         return one_evaluation(params, state.model_state, images, labels), *inspect(state, params)
 
     return Programs(
-        fresh=over(fresh),
         begin=over(begin),
         epoch=lambda state, *data: over(lambda one: one_epoch(one, *data))(state),
         step=lambda state, sums, *batch, steps: over(lambda *one: one_step(*one, *batch, steps))(state, sums),

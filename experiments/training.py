@@ -94,7 +94,8 @@ def train(
     replicated = feeds.replicated(sharding)
     programs, rate = _programs(model, method, dataset, recipe, sharding)
     seeds = jnp.arange(recipe.seed, recipe.seed + recipe.seeds, dtype=jnp.uint32)
-    shapes = jax.eval_shape(programs.fresh, seeds)
+    fresh = steps.fresh(model, dataset.train.image_shape)
+    shapes = jax.eval_shape(fresh, seeds)
     checks.initial(initial, shapes)
     template = jax.tree.map(partial(_placed, sharding=replicated), jax.eval_shape(programs.begin, seeds, *shapes))
     checks.observed(jax.eval_shape(programs.inspect, template)[1])
@@ -104,7 +105,7 @@ def train(
     state, history = folder.restore(template)
     checks.snapshots(snapshots, recipe.epochs, len(history), folder.has)
     if state is None:
-        start = jax.device_put(initial or jax.jit(programs.fresh)(seeds), replicated)
+        start = jax.device_put(initial or fresh(seeds), replicated)
         state = jax.jit(programs.begin, out_shardings=replicated)(seeds, *start)
     finalize = jax.jit(programs.finalize, out_shardings=replicated)
 
@@ -181,7 +182,6 @@ def _programs(model, method, dataset, recipe, sharding) -> tuple[Programs, Calla
         optimizer=method.optimizer(schedule),
         normalize=steps.normalizer(dataset.mean, dataset.std),
         augment=steps.crop_and_flip if recipe.augment else lambda key, images: images,
-        image_shape=dataset.train.image_shape,
         batch_size=recipe.batch_size,
         sharding=sharding,
     )

@@ -65,7 +65,7 @@ class Workshop:
         return training.train(model, method, self.dataset, recipe, folder, initial, config=asked, snapshots=snapshots)
 
     def measure(
-        self, name: str, run: Run, model: nn.Module | None = None, pruned: Sequence[str] | None = None
+        self, name: str, run: Run, model: nn.Module | None = None, pruned: Sequence[str] | None = None, asked=None
     ) -> Measured:
         """Counts and tests a finished run.
 
@@ -74,9 +74,10 @@ class Workshop:
           run: from `train`.
           model: the network that was trained, if it is not the dense one.
           pruned: the names of the leaves that sparsities are about; all of them if left out.
+          asked: the sparsities asked of them, as for `results.measure`.
 
         Returns:
           A `Measured`.
         """
         about = tuple(sj.tree.named(self.shapes)) if pruned is None else tuple(pruned)
-        return results.measure(name, run, model or self.model, self.dataset, self.model, about)
+        return results.measure(name, run, model or self.model, self.dataset, self.model, about, asked)

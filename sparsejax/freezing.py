@@ -66,8 +66,7 @@ def freeze_at(tx: optax.GradientTransformationExtraArgs, target: Target) -> opta
         before = state.reached_at >= 0
         now = ~before & target.reached(params)
         updates, inner = tx.update(updates, state.inner, params, freeze=as_bool(freeze) | before | now, **extra_args)
-        still = jax.tree.map(jnp.zeros_like, params.aux)
-        moves = _only_if(now, lambda: targets.moves(params, target.choose(params)), still)
+        moves = _only_if(now, lambda gated: targets.moves(gated, target.choose(gated)), params)
         updates = updates._replace(aux=jax.tree.map(lambda u, move: jnp.where(now, move, u), updates.aux, moves))
         reached_at = jnp.where(now, state.count, state.reached_at)
         return updates, FreezeAtState(optax.safe_increment(state.count), reached_at, inner)
@@ -93,11 +92,23 @@ def reached_at(state: optax.OptState) -> np.ndarray:
     return np.asarray(_states.the(FreezeAtState, state).reached_at)
 
 
-def _only_if(needed: jax.Array, compute: Callable[[], chex.ArrayTree], otherwise: chex.ArrayTree) -> chex.ArrayTree:
-    """Returns `compute()` if needed; over seeds, too, nothing is computed while none of them needs it.
+def _only_if(needed: jax.Array, compute: Callable[[Gated], chex.ArrayTree], gated: Gated) -> chex.ArrayTree:
+    """Returns `compute(gated)` if needed, else zeros; over seeds, too, nothing is computed while none of them needs it.
 
-    A loop of one turn: `jax.vmap` makes a selection of a conditional, which always computes both sides.
+    `jax.vmap` would make a selection of the conditional, which always computes both sides.
     """
-    return jax.lax.while_loop(
-        lambda carry: carry[0], lambda carry: (jnp.zeros_like(carry[0]), compute()), (needed, otherwise)
-    )[1]
+
+    @jax.custom_batching.custom_vmap
+    def conditional(needed: jax.Array, gated: Gated) -> chex.ArrayTree:
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(compute, gated))
+        return jax.lax.cond(needed, compute, lambda _: zeros, gated)
+
+    @conditional.def_vmap
+    def batched(size: int, has_axis: tuple, needed: jax.Array, gated: Gated):
+        def stack(leaf: jax.Array, stacked: bool) -> jax.Array:
+            return leaf if stacked else jnp.broadcast_to(leaf, (size, *leaf.shape))
+
+        moves = _only_if(jnp.any(needed), jax.vmap(compute), jax.tree.map(stack, gated, has_axis[1]))
+        return moves, jax.tree.map(lambda _: True, moves)
+
+    return conditional(needed, gated)

@@ -48,6 +48,8 @@ def dropped(epoch, after, factor):
         (rates.drops([1, 3, 4], 0.5), 7, lambda epoch, _: dropped(epoch, [1, 3, 4], 0.5)),
         (rates.drops(()), 7, lambda epoch, _: 1.0),
         (rates.drops_every(30), 180, lambda epoch, _: dropped(epoch, range(30, 180, 30), 0.1)),
+        (rates.geometric(0.01), 7, lambda epoch, _: 10 ** (-2 * (epoch - 1) / 6)),
+        (rates.geometric(2.0), 1, lambda epoch, _: 1.0),
         (rates.drops_every(2, 1.5), 7, lambda epoch, _: dropped(epoch, range(2, 7, 2), 1.5)),
     ],
 )
@@ -71,6 +73,7 @@ def test_rate_of_every_epoch(schedule, epochs, expected):
         (lambda: rates.drops((60, 30)), "one after another"),
         (lambda: rates.drops((30,), 0.0), "factor: got 0.0"),
         (lambda: rates.drops_every(0), "epochs: got 0"),
+        (lambda: rates.geometric(0), "last: got 0"),
         (lambda: rates.drops_every(30, math.nan), "factor: got nan"),
     ],
 )
@@ -85,6 +88,7 @@ def test_drops_refuse(make, message):
         (rates.cosine_cycles, "cosine_cycles"),
         (rates.half_then_linear, "half_then_linear"),
         (rates.drops([140]), "drops(at=(140,), factor=0.1)"),
+        (rates.geometric(0.1), "geometric(last=0.1)"),
         (rates.drops_every(30, 0.5), "drops_every(epochs=30, factor=0.5)"),
     ],
 )

@@ -6,6 +6,7 @@ multiplier. The number of input channels and of classes never changes, and neith
 """
 
 import bisect
+import functools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import sparsejax as sj
 
 
+@functools.cache
 def parameter_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> chex.ArrayTree:
     """Returns the tree of trainable parameters of `model` on images (h, w, c) as shapes, without allocating them."""
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -27,6 +29,15 @@ def parameter_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> che
 def parameter_count(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Returns the exact number of trainable parameters of `model` on images (h, w, c), without allocating them."""
     return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(model, image_shape)))
+
+
+@functools.cache
+def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> sj.report.MultiplyAdds:
+    """Returns the multiply-adds of `model` for one image (h, w, c), counted without allocating anything."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    params = variables.pop("params")
+    return sj.report.multiply_adds(lambda p, x, state: model.apply({"params": p, **state}, x), params, image, variables)
 
 
 def multiplied(model: nn.Module, multiplier: float) -> nn.Module:
