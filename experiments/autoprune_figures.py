@@ -18,8 +18,10 @@ def draw(dataset: str, found: Found, directory: Path) -> None:
       found: what to draw.
       directory: where to; it is made if it does not exist.
     """
-    accuracy(dataset, found, directory / "figure2c_updates.png")
-    units(dataset, found, directory / "units.png")
+    if any(found.weights.values()):
+        accuracy(dataset, found, directory / "figure2c_updates.png")
+    if any(found.units.values()):
+        units(dataset, found, directory / "units.png")
     if found.free:
         learning_rates(dataset, found, directory / "figure2ab_learning_rates.png")
         surrogates(dataset, found, directory / "figure2d_surrogates.png")
@@ -29,7 +31,7 @@ def draw(dataset: str, found: Found, directory: Path) -> None:
 def accuracy(dataset: str, found: Found, path: Path) -> None:
     """Draws test accuracy against compression: from scratch, pretrained, and with the regular update."""
     drawn, axes = figures.figure(f"Figure 2c. Accuracy against compression: all, and near dense, {dataset}", columns=2)
-    groups = {"from scratch": found.scratch, "pretrained": found.pretrained, "regular update": found.regular}
+    groups = {**found.weights, "scratch, regular update": found.regular}
     series = {name: [(n.compression, n.accuracy) for n in group.values()] for name, group in groups.items() if group}
     _around_dense(axes, found.dense, series, "compression (all parameters / non-zeros)")
     figures.save(drawn, path)
@@ -38,12 +40,7 @@ def accuracy(dataset: str, found: Found, path: Path) -> None:
 def units(dataset: str, found: Found, path: Path) -> None:
     """Draws test accuracy against the multiply-adds that are left when units are pruned."""
     drawn, axes = figures.figure(f"Units: accuracy against multiply-adds, {dataset}", columns=2)
-    groups = {"from scratch": found.units, "pretrained": found.units_pretrained}
-
-    def left(network: Measured) -> np.ndarray:
-        return np.array([100 * report.effective_multiply_adds / report.multiply_adds for report in network.reports])
-
-    series = {name: [(left(n), n.accuracy) for n in group.values()] for name, group in groups.items()}
+    series = {name: [(n.multiply_adds_left, n.accuracy) for n in group.values()] for name, group in found.units.items()}
     _around_dense(axes, found.dense, series, "multiply-adds left %")
     figures.save(drawn, path)
 

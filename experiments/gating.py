@@ -1,7 +1,7 @@
 """Methods that train gates, of weights and of units: *AutoPrune*, up to a target and on from it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
 
@@ -12,11 +12,25 @@ import optax
 import sparsejax as sj
 from experiments import names
 from experiments.methods import Method, Recipe, clipping, dense
+from experiments.models import one_by_one
 from experiments.orders import alternating_halves
 from sparsejax.gates import Gated
 from sparsejax.groups import Groups
 from sparsejax.targets import Target
 from sparsejax.transforms import AutopruneState, FreezeAtState
+
+Descent = Callable[[Recipe], optax.GradientTransformation]
+"""What makes a direction of the gradient of the weights; the learning rate comes after it."""
+
+
+def momentum(recipe: Recipe) -> optax.GradientTransformation:
+    """Returns SGD with the recipe's momentum and coupled weight decay, as the dense method has it."""
+    return optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.trace(recipe.momentum))
+
+
+def adam(recipe: Recipe) -> optax.GradientTransformation:
+    """Returns Adam with the recipe's coupled weight decay: what rates of 1e-3 to 1e-6 are for."""
+    return optax.chain(optax.add_decayed_weights(recipe.weight_decay), optax.scale_by_adam())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,23 +39,29 @@ class Rule:
 
     rate: float = 0.1
     """Learning rate of the auxiliary parameters, constant; the paper has 0.01, 0.1 and 0.5."""
+    factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """What that rate is multiplied with in some layers, by leaf name. Layers whose gradients are large and noisy, the
+    first ones of a plain network, would lose nearly all of their weights without."""
     penalty: float = 1e-3
     """The pull on every auxiliary parameter."""
     surrogate: Callable[[jax.Array], jax.Array] = sj.surrogates.softplus
     """Derivative of the step function."""
     power: float = 0.0
     """0 is the paper's update, 1 the regular one of binary networks."""
+    descent: Descent = momentum
+    """How the weights are trained."""
 
     def settings(self) -> dict[str, Any]:
         """Returns the rule as JSON-serialisable values."""
-        return {**dataclasses.asdict(self), "surrogate": names.of(self.surrogate)}
+        functions = {name: names.of(getattr(self, name)) for name in ("surrogate", "descent")}
+        return {**dataclasses.asdict(self), **functions}
 
 
 def weights(recipe: Recipe, rule: Rule, target: Target | None = None) -> Method:
     """Returns AutoPrune of single weights, in every leaf of rank 2 or more.
 
     Args:
-      recipe: how to train; weights have SGD with its momentum and weight decay.
+      recipe: how to train; weights have its momentum, if any, and weight decay.
       rule: how gates are trained.
       target: where they freeze, from `sparsejax.targets.weights`; `None` goes on pruning.
 
@@ -63,7 +83,7 @@ def units(recipe: Recipe, rule: Rule, groups: Groups, target: Target | None = No
     """Returns AutoPrune of units: channels and neurons.
 
     Args:
-      recipe: how to train; weights have SGD with its momentum and weight decay.
+      recipe: how to train; weights have its momentum, if any, and weight decay.
       rule: how gates are trained.
       groups: the units, from `experiments.unit_groups`.
       target: where they freeze, from `sparsejax.targets.units`; `None` goes on pruning.
@@ -86,24 +106,23 @@ def _method(recipe: Recipe, rule: Rule, target: Target | None, init, forward, fi
         # A step of the gates is a step of the run: the weights' learning rate goes on while they rest.
         descent = optax.chain(
             clipping(recipe),
-            optax.add_decayed_weights(recipe.weight_decay),
-            optax.trace(recipe.momentum),
+            rule.descent(recipe),
             sj.transforms.scale_by_step(lambda step: -schedule(step)),
         )
-        tx = sj.autoprune(descent, optax.sgd(rule.rate), penalty=rule.penalty, surrogate=rule.surrogate)
+        gates = optax.chain(sj.transforms.scale_by_name(rule.factors), optax.sgd(rule.rate))
+        tx = sj.autoprune(descent, gates, penalty=rule.penalty, surrogate=rule.surrogate)
         return tx if target is None else sj.transforms.freeze_at(tx, target)
 
-    # What the last step has reached is settled here, so that a target is met exactly at the end of a run too.
-    settled = (lambda gated: gated) if target is None else (lambda gated: sj.targets.settle(target, gated))
     return dataclasses.replace(
         dense(recipe),
         name="autoprune",
         init=init,
         forward=forward,
         optimizer=optimizer,
-        finalize=lambda gated: finalize(settled(gated)),
+        finalize=finalize,
         observe=_observe,
         order=alternating_halves,
+        over_seeds=one_by_one,  # side by side, every step would compute both turns, and take longer to compile
     )
 
 

@@ -9,19 +9,20 @@ pruning leaves.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import flax.linen as nn
+import chex
 import jax
 
 import sparsejax as sj
-from experiments import figures, models, pruning, rates, results, setup
-from experiments.methods import Method, Recipe, dense, settings
+from experiments import compiling, figures, models, pruning, results, setup, stages
+from experiments.methods import dense, settings
 from experiments.results import Measured
+from experiments.sparsifying import Around, through_training
+from experiments.stages import Stages, after
 from experiments.training import Run
-from experiments.workshop import Workshop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,43 +37,19 @@ class Config(setup.Options):
     """Growth of gRDA's threshold, which cannot be asked for a sparsity: the table has the nearest one."""
 
 
-class Stages(Workshop):
-    """A workshop whose epochs are divided into cycles, the last of which is for fine-tuning."""
-
-    @property
-    def every(self) -> range:
-        """All cycles."""
-        return range(self.recipe.cycles)
-
-    @property
-    def last(self) -> range:
-        """The cycle in which a pruned network is fine-tuned."""
-        return self.every[-1:]
-
-    def stage(self, name: str, method: Callable[[Recipe], Method], cycles: range, model=None, initial=None) -> Run:
-        """Trains a network for some of the cycles."""
-        share = len(cycles) * self.recipe.epochs // self.recipe.cycles
-        recipe = dataclasses.replace(self.recipe, epochs=share, cycles=len(cycles))
-        return self.train(name, method(recipe), recipe, initial, model, row=name)
-
-    def row(self, name: str, run: Run, model: nn.Module | None = None) -> Measured:
-        """Counts and tests a finished run; sparsities are those of the layers that get a bound."""
-        return self.measure(name, run, model, tuple(pruning.bounded(self.shapes)))
-
-
 def main(config: Config) -> Path:
     """Trains everything, prints the table, writes report, picture and logs, and returns the folder they are in."""
     dataset, model, recipe = setup.resolve(config)
-    if recipe.cycles < 2:
-        raise ValueError(f"cycles={recipe.cycles}, but fine-tuning takes the last cycle of at least 2; pass --cycles 2")
+    stages.check(recipe.cycles)
     directory = config.results / "quickstart" / f"{config.dataset}-{type(model).__name__}"
     workshop = Stages(dataset, model, recipe, directory)
-    start = workshop.stage("dense", dense, workshop.every[:-1])
-    initial = (start.params, start.model_state)
-    trained_on = after(start, workshop.stage("dense, same epochs", dense, workshop.last, initial=initial))
-    controls = [workshop.row("dense", start), workshop.row("dense, same epochs", trained_on)]
-    rows = {share: list(pruned_rows(workshop, start, share)) for share in sorted({config.target, *config.sweep})}
-    averaged = list(averaged_rows(workshop, config))
+    with compiling.once():
+        start = workshop.stage("dense", dense, workshop.every[:-1])
+        initial = (start.params, start.model_state)
+        trained_on = after(start, workshop.stage("dense, same epochs", dense, workshop.last, initial=initial))
+        controls = [workshop.row("dense", start), workshop.row("dense, same epochs", trained_on)]
+        rows = {share: list(pruned_rows(workshop, start, share)) for share in sorted({config.target, *config.sweep})}
+        averaged = list(stages.averaged_rows(workshop, config.dataset, config.mus))
     nearest = min(averaged, key=lambda network: abs(network.sparsity.mean() - 100 * config.target))
     report = describe(config, [*controls, *rows[config.target], nearest])
     print(report)
@@ -98,23 +75,26 @@ def pruned_rows(workshop: Stages, start: Run, share: float) -> Iterator[Measured
     method = partial(pruning.counted_budget, target=share)
     adaptive = workshop.stage("adaptive sparsity" + label, method, workshop.every)
     yield workshop.row("adaptive sparsity", adaptive)
+    yield stages.gated_row(workshop, share, setup.gates(workshop.dataset.name))
+
+    for name, (around, wanted) in recipes(workshop, share).items():
+        method = partial(through_training, around=around, target=wanted, name=name)
+        yield workshop.row(name, workshop.stage(name + label, method, workshop.every))
 
     count = partial(models.parameter_count, image_shape=workshop.image)
     thin = models.thin(workshop.model, pruning.remaining(workshop.shapes, share), count)
     yield workshop.row("thin dense", workshop.stage("thin dense" + label, dense, workshop.every, model=thin), thin)
 
 
-def averaged_rows(workshop: Stages, config: Config) -> Iterator[Measured]:
-    """Yields gRDA's network for every mu, from scratch, without momentum and with the authors' learning rates."""
-    rate, c = setup.AVERAGING[config.dataset]
-    recipe = dataclasses.replace(workshop.recipe, learning_rate=rate, schedule=rates.half_then_linear)
-    workshop = dataclasses.replace(workshop, recipe=recipe)
-    for mu in config.mus:
-
-        def method(recipe: Recipe, mu=mu) -> Method:
-            return pruning.dual_averaging(recipe, c, mu)
-
-        yield workshop.row("gRDA", workshop.stage(f"gRDA {mu:g}", method, workshop.every))
+def recipes(workshop: Stages, share: float) -> dict[str, tuple[Around, chex.ArrayTree]]:
+    """Returns two classic recipes and their targets: pruned until the last cycle, and sparse from the start."""
+    ramp, exchange = workshop.ramp, workshop.exchange
+    uniform = sj.allocate.uniform(workshop.shapes, share, workshop.where())
+    kernel = sj.allocate.erdos_renyi(workshop.shapes, share, workshop.where())
+    return {
+        "gradual magnitude": (lambda tx, target, _: sj.recipes.gradual_magnitude(tx, target, **ramp), uniform),
+        "RigL": (lambda tx, target, seed: sj.recipes.rigl(tx, target, **exchange, seed=seed), kernel),
+    }
 
 
 @partial(jax.jit, static_argnums=1)
@@ -125,11 +105,6 @@ def magnitude(params, share: float):
         return sj.bounds.finalize(one, sj.bounds.search(one, share, center=False), center=False)
 
     return jax.vmap(prune)(params)
-
-
-def after(first: Run, second: Run) -> Run:
-    """Returns the second run with the time of both."""
-    return dataclasses.replace(second, seconds=first.seconds + second.seconds)
 
 
 def describe(config: Config, networks: list[Measured]) -> str:

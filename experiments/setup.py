@@ -1,7 +1,7 @@
 """From a command line to a data set, a network and a recipe: the options that every experiment shares."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -106,10 +106,34 @@ class Options:
     """Epochs between checkpoints, from which a killed run resumes; 0 saves the end only."""
 
 
+def gates(dataset: DataName) -> float:
+    """Returns the learning rate of AutoPrune's auxiliary parameters; where epochs are short, it takes a large one."""
+    return {"digits": 4.0, "mnist_5k": 2.0}.get(dataset, 0.5)
+
+
 def filled(options: Chosen, preset: dict[str, Any]) -> Chosen:
     """Returns the options with a preset's values where the user left a choice."""
     left = [field.name for field in dataclasses.fields(options) if getattr(options, field.name) is None]
     return dataclasses.replace(options, **{name: preset[name] for name in left if name in preset})
+
+
+def published(options: Options, settings: Mapping[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+    """Returns a paper's own setting for the data set and network of the options; nothing if it is not asked for.
+
+    Args:
+      options: with a field `paper`.
+      settings: `{(data set, network): preset}`; where the options name no network, the data set's first one.
+
+    Raises:
+      ValueError: the paper has no such setting; the message lists those it has.
+    """
+    if not options.paper:
+        return {}
+    asked = [key for key in settings if key[0] == options.dataset and options.model in (None, key[1])]
+    if not asked:
+        listed = ", ".join(f"--dataset {dataset} --model {model}" for dataset, model in settings)
+        raise ValueError(f"--paper with --dataset {options.dataset}: the paper trains {listed}")
+    return {"model": asked[0][1], **settings[asked[0]]}
 
 
 def resolve(options: Options) -> tuple[Dataset, nn.Module, Recipe]:

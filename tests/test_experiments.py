@@ -41,6 +41,8 @@ def test_quickstart_writes_table_picture_and_logs_and_resumes(prepared, tmp_path
         "one-shot magnitude",
         "one-shot magnitude, fine-tuned",
         "adaptive sparsity",
+        "gradual magnitude",
+        "RigL",
         "gRDA",
     }
     assert all(f"| {name}" in printed for name in names)
