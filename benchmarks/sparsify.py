@@ -1,22 +1,26 @@
-"""What a mask adds to a training step: `python -m benchmarks.sparsify`.
+"""What a mask adds to a training step: `python -m benchmarks.sparsify`; with a picture, `python -m benchmarks`.
 
 A training step of a multi-layer perceptron with Adam, parameters and state donated, for every recipe against the dense
 step: at a step that looks at the mask, at one that does not, and amortised over the period. The median over rounds of
-the ratio within a round, with quartiles. The dense step stands in the table twice; its second row is the error of the
+the ratio within a round, with quartiles. Recipes that look once are timed as if they looked as often as the others. The
+dense step stands in the table twice; its second row is the error of the
 measurement. The aim, for a million parameters and a look every 100 steps: at most 1.05 amortised.
 """
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
+from matplotlib.axes import Axes
 
 from benchmarks import timing
+from experiments import figures
 from experiments.results import table
 from sparsejax import recipes
 
@@ -45,6 +49,9 @@ def optimizers(period: int) -> dict[str, optax.GradientTransformation]:
     return {
         DENSE: adam,
         f"{DENSE}, again": adam,
+        "one_shot_magnitude": recipes.one_shot_magnitude(adam, 0.9, period),
+        "random_pruning": recipes.random_pruning(adam, 0.9, period),
+        "snip": recipes.snip(adam, 0.9, period),
         "gradual_magnitude": recipes.gradual_magnitude(adam, **ramp),
         "global_magnitude": recipes.global_magnitude(adam, **ramp),
         "channel_magnitude": recipes.channel_magnitude(adam, **ramp),
@@ -91,8 +98,26 @@ def run(program: Callable, config: Config, tx, batch, count: int, steps: int) ->
     return go
 
 
-def main(config: Config) -> None:
-    """Prints a table."""
+class Found(NamedTuple):
+    """What was measured, by optimizer."""
+
+    quiet: dict[str, np.ndarray]
+    """Seconds of a step that does not look at the mask, of every round."""
+    looking: dict[str, np.ndarray]
+    """Seconds of one that does."""
+    compiling: dict[str, float]
+    """Seconds to compile a step."""
+    period: int
+    """Steps from one look to the next."""
+
+    def amortised(self, name: str) -> float:
+        """Returns the ratio of a step to the dense one over a period."""
+        look = timing.ratio(self.looking[name], self.looking[DENSE])[0]  # a run of one step has cold caches
+        return (look + (self.period - 1) * timing.ratio(self.quiet[name], self.quiet[DENSE])[0]) / self.period
+
+
+def measure(config: Config) -> Found:
+    """Runs everything."""
     images = jax.random.normal(jax.random.key(1), (config.batch_size, config.widths[0]))
     batch = images, jnp.arange(config.batch_size) % config.widths[-1]
     quiet, looking, compiling = {}, {}, {}
@@ -104,17 +129,39 @@ def main(config: Config) -> None:
         quiet[name] = run(program, config, tx, batch, config.period + 1, config.steps)
         looking[name] = run(program, config, tx, batch, config.period, 1)
     quiet = {name: taken / config.steps for name, taken in timing.interleaved(quiet, config.rounds).items()}
-    looking, rows = timing.interleaved(looking, config.rounds), []
-    for name in quiet:
-        middle, low, high = timing.ratio(quiet[name], quiet[DENSE])
-        look = timing.ratio(looking[name], looking[DENSE])[0]  # a run of one step has cold caches
-        amortised = (look + (config.period - 1) * middle) / config.period
-        milliseconds = f"{1000 * np.median(quiet[name]):.2f}"
-        row = [name, f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{look:.2f}", f"{amortised:.3f}"]
-        rows.append([*row, milliseconds, f"{compiling[name]:.1f}"])
+    return Found(quiet, timing.interleaved(looking, config.rounds), compiling, config.period)
+
+
+def describe(found: Found) -> str:
+    """Returns a table."""
+    rows = []
+    for name, taken in found.quiet.items():
+        middle, low, high = timing.ratio(taken, found.quiet[DENSE])
+        look = timing.ratio(found.looking[name], found.looking[DENSE])[0]
+        row = [name, f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{look:.2f}", f"{found.amortised(name):.3f}"]
+        rows.append([*row, f"{1000 * np.median(taken):.2f}", f"{found.compiling[name]:.1f}"])
     head = ["optimizer", "other steps", "quartiles", "looking", "amortised", "ms a step", "compile s"]
-    print(table(head, rows))
+    return table(head, rows)
+
+
+def draw(ax: Axes, compiling: Axes, found: Found) -> None:
+    """Draws the amortised ratio of every recipe's step to the dense one, and the seconds to compile it."""
+    names = list(found.quiet)
+    ratios, places = [found.amortised(name) for name in names], range(len(names))
+    quartiles = np.array([timing.ratio(found.quiet[name], found.quiet[DENSE]) for name in names]).T
+    error = [quartiles[0] - quartiles[1], quartiles[2] - quartiles[0]]  # of the other steps, which are nearly all
+    ax.errorbar(ratios, places, xerr=error, linestyle="", capsize=2, **figures.style(0))
+    ax.axvline(1, color="black", linewidth=0.8)
+    ax.axvline(1.05, color="black", linewidth=0.8, linestyle=":", label="the aim, 1.05")
+    ax.set(xlabel="time of a step / dense step, amortised", yticks=places, yticklabels=names)
+    ax.set_title(f"training step, a look every {found.period} steps", fontsize=9)
+    ax.legend(fontsize=8, frameon=False)
+    compiling.barh(places, [found.compiling[name] for name in names], color=figures.COLOURS[0])
+    compiling.set(xlabel="seconds to compile a step", yticks=places, yticklabels=names)
+    compiling.set_title("compilation", fontsize=9)
+    for axes in (ax, compiling):
+        axes.invert_yaxis()
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    print(describe(measure(tyro.cli(Config))))
