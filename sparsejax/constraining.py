@@ -90,9 +90,9 @@ def sparsify(
         # Nothing but the mask crosses the condition: it would copy whatever does, struck or not.
         mask = jax.lax.cond(jnp.asarray(when(count)), next_mask, lambda: old)
         # Before the update, not after it: the new parameters are computed from what the state then holds, and XLA would
-        # keep a copy of a state that is changed once more.
+        # keep a copy of a state that is changed once more. A newborn weight was forgotten when it was last dead.
         newborn = inner.init(jax.tree.map(jnp.zeros_like, params))
-        memory = _forget(masks.combine(old, mask), params, memory, newborn)
+        memory = _forget(mask, params, memory, newborn)
         updates, memory = inner.update(masks.apply(mask, updates), memory, params, **extra_args)
         updates = masks.project(mask, updates, params)
         return updates, SparsifyState(optax.safe_increment(count), mask, memory)
@@ -146,10 +146,10 @@ def _warn_if_dense(rule: rules.Rule, when: Clock) -> None:
         )
 
 
-def _forget(survivors: Mask, params: Params, state: optax.OptState, newborn: optax.OptState) -> optax.OptState:
-    """Returns a state in which what belongs to single weights, other than the survivors, is as for newborn ones."""
+def _forget(mask: Mask, params: Params, state: optax.OptState, newborn: optax.OptState) -> optax.OptState:
+    """Returns a state in which what belongs to single weights that are dead is as for newborn ones."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    leaves = dict(zip(paths, zip(jax.tree.leaves(params), jax.tree.leaves(survivors), strict=True), strict=True))
+    leaves = dict(zip(paths, zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True), strict=True))
 
     def forget(path: tuple, memory: Any, fresh: Any) -> Any:
         # Optimizers keep trees like the parameters: a leaf's own path is the end of the path of what belongs to it.
