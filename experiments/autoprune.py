@@ -39,7 +39,7 @@ LENET5: dict[str, Any] = {
 # What each data set is trained with unless the command line says otherwise.
 PRESETS: dict[str, dict[str, Any]] = {
     # 20 steps an epoch, in which gates hardly move at the paper's rates.
-    "digits": {"epochs": 90, "rate": setup.gates("digits"), "unit_rate": 1.0, "rates": (1.0, 4.0, 10.0)},
+    "digits": {"epochs": 90, "rate": setup.gates("digits"), "rates": (1.0, 4.0, 10.0)},
     "mnist_5k": {"epochs": 40, **LENET5},
     "mnist": {"epochs": 20, **LENET5},
     "fashion_mnist": {"epochs": 10, **LENET5},

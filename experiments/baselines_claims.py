@@ -224,7 +224,7 @@ def _counts(found: Found) -> str:
                 f"{network.nonzeros.mean():,.0f}",
                 f"{network.compression.mean():.2f}x",
                 f"{network.multiply_adds_left.mean():.2f}",
-                f"{network.validation:.2f}",
+                "-" if network.name.endswith(CUT) else f"{network.validation:.2f}",  # of the run, before the cut
                 f"{network.run.seconds:.1f}",
             ]
         )
