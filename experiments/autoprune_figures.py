@@ -91,4 +91,5 @@ def _around_dense(axes, dense: Measured, series: dict[str, list[figures.Point]],
     for ax in axes:
         ax.axhline(level, color="black", linewidth=0.8, linestyle=":", label="dense")
         figures.tradeoff(ax, series, x_label, "test accuracy %")
+    axes[1].get_legend().remove()  # the left one's
     axes[1].set_ylim(level - 3, level + 1)

@@ -125,5 +125,6 @@ def draw(config: Config, control: Measured, networks: list[Measured], path: Path
     for ax in axes:
         ax.axhline(control.accuracy.mean(), color="black", linewidth=0.8, linestyle=":", label=control.name)
         figures.tradeoff(ax, series, "compression (all parameters / non-zeros)", "test accuracy %")
+    axes[1].get_legend().remove()  # the left one's
     axes[1].set_ylim(control.accuracy.mean() - 4, control.accuracy.mean() + 1)
     figures.save(drawn, path)
