@@ -74,6 +74,12 @@ FLOORS = {
     "units/shrinking": 2.18,
     "units/table": 2.19,
     "units/graph": 2.2,
+    "units/flow": 2.21,
+    "units/sites": 2.22,
+    "units/views": 2.23,
+    "units/saliencies": 2.24,
+    "units/folding": 2.24,
+    "units/removal": 2.25,
     "units/__init__": 2.3,
     "__init__": ROOF,
 }
