@@ -135,7 +135,7 @@ def test_a_cache_of_ones_own_stays_in_use():
 
 
 @pytest.mark.slow
-def test_the_experiment_compares_all_methods_and_resumes(tmp_path, capsys):
+def test_the_experiment_compares_all_methods(tmp_path, capsys):
     arguments = ["baselines", "--epochs", "3", "--seeds", "2", "--sparsities", "0.9", "--mus", "0.6"]
     module, config = cli.parse([*arguments, "--data-dir", str(tmp_path / "data"), "--results", str(tmp_path)])
     directory = module.main(config)
@@ -153,8 +153,3 @@ def test_the_experiment_compares_all_methods_and_resumes(tmp_path, capsys):
     assert {path.name for path in (directory / "figures").glob("*.png")} == {"tradeoff.png", "tradeoff_near_dense.png"}
     assert {type(claim["holds"]) for claim in record["claims"]} == {bool}
     assert len(record["claims"]) == 17
-    module.main(config)
-    again = json.loads((directory / "results.json").read_text())
-    assert {network["compile_seconds"] for network in again["networks"]} == {0.0}, "a finished run was trained again"
-    accuracies = [[network["test_accuracy"] for network in each["networks"]] for each in (record, again)]
-    assert accuracies[0] == accuracies[1]
