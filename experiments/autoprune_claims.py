@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import results
+from experiments import figures, results
 from experiments.results import Claim, Measured, spread
 from experiments.training import Run
 
@@ -95,27 +95,25 @@ def _at_twenty(found: Found, start: str, networks: dict[float, Measured]) -> Cla
 
 
 def _updates(found: Found) -> list[Claim]:
-    scratch = {ratio: found.weights["scratch"][ratio] for ratio in found.regular}
-    deviations = {
-        name: {ratio: float(np.std(n.accuracy, ddof=1)) if len(n.accuracy) > 1 else 0.0 for ratio, n in group.items()}
-        for name, group in (("paper", scratch), ("regular", found.regular))
-    }
-    high = [ratio for ratio in scratch if ratio >= 30]
-    gaps = {ratio: (scratch[ratio].accuracy - found.regular[ratio].accuracy).mean() for ratio in scratch}
-    listed = ", ".join(
-        f"{ratio:g}x: {deviations['paper'][ratio]:.2f} against {deviations['regular'][ratio]:.2f}" for ratio in scratch
-    )
+    """Returns the claims on the two updates, of the compressions that both have reached with every seed."""
+    scratch = found.weights["scratch"]
+    both = [ratio for ratio in found.regular if reached(scratch[ratio]) and reached(found.regular[ratio])]
+    pairs = {ratio: (scratch[ratio].accuracy, found.regular[ratio].accuracy) for ratio in both}
+    deviations = {ratio: [figures.deviation(accuracy) for accuracy in pair] for ratio, pair in pairs.items()}
+    gaps = {ratio: float((paper - regular).mean()) for ratio, (paper, regular) in pairs.items()}
+    high = [ratio for ratio in both if ratio >= 30]
+    spreads = [f"{ratio:g}x: {paper:.2f} against {regular:.2f}" for ratio, (paper, regular) in deviations.items()]
     return [
         Claim(
             "from 30x on the regular update varies more over seeds (standard deviations)",
             "figure 2c",
-            listed,
-            bool(high) and all(deviations["paper"][ratio] < deviations["regular"][ratio] for ratio in high),
+            ", ".join(spreads) or "no compression was reached by both",
+            bool(high) and all(paper < regular for paper, regular in map(deviations.get, high)),
         ),
         Claim(
             "from 30x on the paper's update is more accurate than the regular one",
             "figure 2c",
-            ", ".join(f"{ratio:g}x: {gap:+.2f} points" for ratio, gap in gaps.items()),
+            ", ".join(f"{ratio:g}x: {gap:+.2f} points" for ratio, gap in gaps.items()) or "none was reached by both",
             bool(high) and all(gaps[ratio] > 0 for ratio in high),
         ),
     ]
