@@ -17,9 +17,10 @@ import jax
 import numpy as np
 
 import sparsejax as sj
-from experiments import figures, models, pruning, results, setup, training
-from experiments.methods import Method, Recipe, dense, settings
+from experiments import figures, models, pruning, results, setup
+from experiments.methods import Method, Recipe, dense
 from experiments.results import Claim, Measured, spread
+from experiments.workshop import Workshop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,25 +51,18 @@ def main(config: Config) -> Path:
     config = settle(config)
     dataset, model, recipe = setup.resolve(config)
     directory = config.results / "adaptive_sparsity" / f"{config.dataset}-{type(model).__name__}"
-    image = dataset.train.image_shape
-    pruned = tuple(pruning.bounded(models.parameter_shapes(model, image)))
+    workshop = Workshop(dataset, model, recipe, directory)
+    pruned = tuple(pruning.bounded(workshop.shapes))
     networks = {}
-    for variant in variants(config, model, recipe, image):
-        run = training.train(
-            variant.model,
-            variant.method,
-            dataset,
-            recipe,
-            directory / "runs" / variant.name.replace(" ", "_"),
-            config={"variant": variant.name, **variant.settings},
-        )
-        networks[variant.name] = results.measure(variant.name, run, variant.model, dataset, model, pruned)
+    for name, network, method, asked in variants(config, model, recipe, workshop.image):
+        run = workshop.train(name, method, model=network, variant=name, **asked)
+        networks[name] = workshop.measure(name, run, network, pruned)
     checked = claims(config, networks)
     measured = list(networks.values())
     report = describe(config, measured, checked)
     print(report)
     draw(config, networks, directory / "figures")
-    results.write(directory, report, {**dataclasses.asdict(config), **settings(recipe)}, measured, checked)
+    results.write(directory, report, config, recipe, measured, checked)
     print(f"\nreport, figures and logs are in {directory}")
     return directory
 

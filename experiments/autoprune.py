@@ -20,7 +20,7 @@ from experiments import autoprune_claims, autoprune_figures, compiling, gating, 
 from experiments import unit_groups as units
 from experiments.autoprune_claims import Found
 from experiments.gating import Rule
-from experiments.methods import Recipe, dense, settings
+from experiments.methods import Recipe, dense
 from experiments.results import Measured
 from experiments.training import Run
 from experiments.workshop import Workshop
@@ -179,7 +179,7 @@ def main(config: Config) -> Path:
     report = autoprune_claims.describe(config.dataset, found, checked)
     print(report)
     autoprune_figures.draw(config.dataset, found, directory / "figures")
-    results.write(directory, report, {**dataclasses.asdict(config), **settings(recipe)}, found.networks, checked)
+    results.write(directory, report, config, recipe, found.networks, checked)
     print(f"\nreport, figures and logs are in {directory}")
     return directory
 

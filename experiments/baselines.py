@@ -33,7 +33,7 @@ from experiments import (
 )
 from experiments import stages as staging
 from experiments.baselines_claims import CUT, SHUFFLED, Found
-from experiments.methods import dense, settings
+from experiments.methods import dense
 from experiments.results import Measured
 from experiments.sparsifying import Around, shuffled, through_training
 from experiments.stages import Stages, after
@@ -85,7 +85,7 @@ def main(config: Config) -> Path:
     report = baselines_claims.describe(config.dataset, found, checked)
     print(report)
     baselines_figures.draw(config.dataset, found, directory / "figures")
-    results.write(directory, report, {**dataclasses.asdict(config), **settings(recipe)}, found.networks, checked)
+    results.write(directory, report, config, recipe, found.networks, checked)
     print(f"\nreport, figures and logs are in {directory}")
     return directory
 

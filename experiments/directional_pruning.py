@@ -32,7 +32,7 @@ from experiments import (
 )
 from experiments.directional_claims import Found
 from experiments.geometry import Batches, Network, Way
-from experiments.methods import Method, settings
+from experiments.methods import Method
 from experiments.results import Measured
 from experiments.workshop import Workshop
 
@@ -112,6 +112,17 @@ class Job(Workshop):
         """The training images on which curvature, curves and planes are computed."""
         return geometry.batches(self.dataset, self.config.images, EVALUATED)
 
+    @cached_property
+    def seen(self) -> Batches:
+        """The training images that the curves are trained on."""
+        return geometry.batches(self.dataset, 10 * self.config.images, self.recipe.batch_size)
+
+    @cached_property
+    def curve_descent(self) -> optax.GradientTransformation:
+        """What trains the curves; one object, so that all of them are trained by one program."""
+        steps = self.config.curve_epochs * len(self.seen[1])
+        return optax.sgd(optax.cosine_decay_schedule(self.recipe.learning_rate, steps))
+
     @property
     def marks(self) -> list[int]:
         """The epochs after which networks are kept; the last one is among them."""
@@ -142,7 +153,7 @@ def main(config: Config) -> Path:
     report = directional_claims.describe(f"{config.dataset}, c = {config.c:g}", found, networks, checked)
     print(report)
     directional_figures.draw(config.dataset, found, directory / "figures")
-    results.write(directory, report, {**dataclasses.asdict(config), **settings(recipe)}, networks, checked)
+    results.write(directory, report, config, recipe, networks, checked)
     print(f"\nreport, figures and logs are in {directory}")
     return directory
 
@@ -194,10 +205,7 @@ def examine(job: Job, descent: Measured, averaged: dict[float, Measured], cut: d
 
 def way(job: Job, first: Network, second: Network) -> Way:
     """Returns the way between two networks of the first seed."""
-    epochs = job.config.curve_epochs
-    seen = geometry.batches(job.dataset, 10 * job.config.images, job.recipe.batch_size)
-    rate = optax.cosine_decay_schedule(job.recipe.learning_rate, epochs * len(seen[1]))
-    return geometry.way(job.model, first, second, job.data, seen, optax.sgd(rate), epochs)
+    return geometry.way(job.model, first, second, job.data, job.seen, job.curve_descent, job.config.curve_epochs)
 
 
 def balanced(shapes, network: Measured) -> dict[str, float]:
@@ -253,5 +261,5 @@ def tune(job: Job) -> Path:
     subject = f"mu = {mu:g} on {config.dataset}: {config.tune_epochs} epochs, {config.seeds} seeds"
     report = tuning.describe(subject, reference, config.margin, best, trials)
     print(report)
-    results.write(job.directory, report, {**dataclasses.asdict(config), **settings(recipe)}, [])
+    results.write(job.directory, report, config, recipe, [])
     return job.directory

@@ -5,7 +5,7 @@ Running statistics of batch normalisation belong to one network: at every other 
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import chex
@@ -154,9 +154,9 @@ def way(
     (start, state), (end, _) = first, second
     keys = jax.random.split(jax.random.key(1), len(seen[1]))
     steps = epochs * len(keys)
-    loss, inputs = partial(_trained, model), (_repeated(state, seen), *seen, keys)
+    loss, inputs = _of(model, _trained), (_repeated(state, seen), *seen, keys)
     control = sj.directional.connect(loss, start, end, optimizer, steps, jax.random.key(0), *inputs)
-    loss, ts = partial(_recalibrated, model), jnp.linspace(0, 1, POINTS)
+    loss, ts = _of(model, _recalibrated), jnp.linspace(0, 1, POINTS)
     ways = (control, sj.directional.midpoint(start, end))
     losses = (sj.directional.loss_along(loss, start, middle, end, ts, state, *data) for middle in ways)
     return Way(control, *map(np.asarray, losses))
@@ -166,7 +166,7 @@ def landscape(model: nn.Module, first: Network, control: chex.ArrayTree, second:
     """Returns the `Landscape` of the plane through two networks and a control point, on `points` x `points`."""
     plane = sj.directional.plane(first[0], control, second[0])
     xs, ys = sj.directional.grid(plane, points)
-    loss = sj.directional.loss_on_plane(partial(_recalibrated, model), plane, xs, ys, first[1], *data)
+    loss = sj.directional.loss_on_plane(_of(model, _recalibrated), plane, xs, ys, first[1], *data)
     return Landscape(*map(np.asarray, (loss, xs, ys, plane.points)))
 
 
@@ -196,6 +196,12 @@ def recomputed(
 
 def _cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+@cache
+def _of(model: nn.Module, loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Returns a loss of a model, the same object every time: what is compiled for it is found again."""
+    return partial(loss, model)
 
 
 def _evaluated(model, params, state, images, labels) -> jax.Array:

@@ -18,7 +18,7 @@ import jax
 
 import sparsejax as sj
 from experiments import compiling, figures, models, pruning, results, setup, stages
-from experiments.methods import dense, settings
+from experiments.methods import dense
 from experiments.results import Measured
 from experiments.sparsifying import Around, through_training
 from experiments.stages import Stages, after
@@ -56,7 +56,7 @@ def main(config: Config) -> Path:
     pruned = [network for group in rows.values() for network in group] + averaged
     draw(config, controls[1], pruned, directory / "tradeoff.png")
     networks = controls + pruned
-    results.write(directory, report, {**dataclasses.asdict(config), **settings(recipe)}, networks)
+    results.write(directory, report, config, recipe, networks)
     print(f"\nreport, picture and logs are in {directory}")
     return directory
 

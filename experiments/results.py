@@ -1,5 +1,6 @@
 """What an experiment says: measured networks, tables, and claims that hold or do not."""
 
+import dataclasses
 import json
 import platform
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import sparsejax as sj
 from experiments import models, training
 from experiments.data import Dataset
+from experiments.methods import Recipe, settings
 from experiments.training import Run
 
 
@@ -200,19 +202,25 @@ def provenance() -> dict[str, str]:
 
 
 def write(
-    directory: Path, report: str, config: dict[str, Any], networks: Sequence[Measured], claims: Sequence[Claim] = ()
+    directory: Path,
+    report: str,
+    options: Any,
+    recipe: Recipe,
+    networks: Sequence[Measured],
+    claims: Sequence[Claim] = (),
 ) -> None:
     """Writes `report.md` for people and `results.json` for programs.
 
     Args:
       directory: where to; it is made if it does not exist.
       report: the Markdown text.
-      config: a JSON-serialisable description of the run's settings.
+      options: the experiment's configuration, a dataclass.
+      recipe: how the networks were trained.
       networks: everything that was measured.
       claims: everything that was checked.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    origin = provenance()
+    config, origin = {**dataclasses.asdict(options), **settings(recipe)}, provenance()
     footer = "\n".join(f"- {name}: {value}" for name, value in {**config, **origin}.items())
     (directory / "report.md").write_text(f"{report}\n\n## Settings and versions\n\n{footer}\n")
     record = {

@@ -4,10 +4,9 @@ import dataclasses
 import functools
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 import sparsejax as sj
+from experiments import models
 from sparsejax.groups import Groups
 
 PREFIX = "params/"
@@ -29,9 +28,7 @@ def of(model: nn.Module, image_shape: tuple[int, int, int]) -> Groups:
     Raises:
       ValueError: no unit of the network can be removed; the message has the reasons.
     """
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    graph = sj.units.trace(model.apply, variables, image)
+    graph = sj.units.trace(model.apply, *models.variable_shapes(model, image_shape))
     if not graph.groups:
         raise ValueError(f"no unit of {type(model).__name__} can be removed:\n{graph}")
     return {name.removeprefix(PREFIX): _of_parameters(group) for name, group in graph.groups.items()}

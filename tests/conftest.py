@@ -24,6 +24,13 @@ def strict():
 
 
 @pytest.fixture
+def relaxed(strict):
+    """Experiments are user code: JAX's ordinary promotion holds in them."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+@pytest.fixture
 def random_data(tmp_path, monkeypatch):
     """Lets every data set of TensorFlow Datasets have eight random images of its real shape."""
     import tensorflow_datasets as tfds

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_data import tiny
 
 import sparsejax as sj
 from experiments import __main__ as cli
@@ -16,20 +17,7 @@ from experiments.data import Dataset, Split
 from experiments.gating import Rule
 from experiments.methods import Recipe
 
-
-@pytest.fixture(autouse=True)
-def relaxed():
-    """Experiments are user code: JAX's ordinary promotion holds in them."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def tiny(side=4, count=64, seed=0):
-    rng = np.random.default_rng(seed)
-    split = Split(
-        rng.integers(0, 256, (count, side, side, 1)).astype(np.uint8), rng.integers(0, 3, count).astype(np.int32)
-    )
-    return Dataset("tiny", split, split, split, 3, (0.5,), (0.25,))
+pytestmark = pytest.mark.usefixtures("relaxed")
 
 
 MODEL = models.LeNet300100(3, (12, 6))

@@ -14,12 +14,7 @@ from experiments import directional_pruning, geometry, models, pruning, setup, t
 from experiments.data import Dataset, Split
 from experiments.methods import Recipe
 
-
-@pytest.fixture(autouse=True)
-def relaxed():
-    """Experiments are user code: JAX's ordinary promotion holds in them."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("relaxed")
 
 
 class Linear(nn.Module):

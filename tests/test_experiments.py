@@ -19,11 +19,7 @@ def prepared(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.fixture(autouse=True)
-def relaxed():
-    """Experiments are user code: JAX's ordinary promotion holds in them."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("relaxed")
 
 
 @pytest.mark.slow

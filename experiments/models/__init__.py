@@ -11,7 +11,15 @@ from experiments.models.lenets import LeNet5, LeNet300100, ReluLeNet5
 from experiments.models.mobile import InvertedResidual, MobileNetV2
 from experiments.models.plain import AlexNet, ConvNet, MediumConv, SmallConv
 from experiments.models.residual import Block, Bottleneck, ResNet50, WideResNet, WideResNet28x10
-from experiments.models.sizes import multiplied, multiply_adds, parameter_count, parameter_shapes, scaled, thin
+from experiments.models.sizes import (
+    multiplied,
+    multiply_adds,
+    parameter_count,
+    parameter_shapes,
+    scaled,
+    thin,
+    variable_shapes,
+)
 from experiments.models.vgg import Vgg11, Vgg16, VggLike
 
 __all__ = [
@@ -41,4 +49,5 @@ __all__ = [
     "parameter_shapes",
     "scaled",
     "thin",
+    "variable_shapes",
 ]

@@ -20,10 +20,17 @@ import sparsejax as sj
 
 
 @functools.cache
+def variable_shapes(
+    model: nn.Module, image_shape: tuple[int, int, int]
+) -> tuple[dict[str, chex.ArrayTree], jax.ShapeDtypeStruct]:
+    """Returns the variables of `model` on images (h, w, c), and a batch of one, as shapes that allocate nothing."""
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images), images
+
+
 def parameter_shapes(model: nn.Module, image_shape: tuple[int, int, int]) -> chex.ArrayTree:
     """Returns the tree of trainable parameters of `model` on images (h, w, c) as shapes, without allocating them."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+    return variable_shapes(model, image_shape)[0]["params"]
 
 
 def parameter_count(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
@@ -34,10 +41,9 @@ def parameter_count(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 @functools.cache
 def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> sj.report.MultiplyAdds:
     """Returns the multiply-adds of `model` for one image (h, w, c), counted without allocating anything."""
-    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    params = variables.pop("params")
-    return sj.report.multiply_adds(lambda p, x, state: model.apply({"params": p, **state}, x), params, image, variables)
+    variables, image = variable_shapes(model, image_shape)
+    params, state = variables["params"], {name: value for name, value in variables.items() if name != "params"}
+    return sj.report.multiply_adds(lambda p, x, state: model.apply({"params": p, **state}, x), params, image, state)
 
 
 def multiplied(model: nn.Module, multiplier: float) -> nn.Module:

@@ -21,7 +21,7 @@ from sparsejax.units.sites import MOVES, Site, at_edge, edge_names
 
 __all__ = ["Fold", "Sink", "contribution", "folds", "place", "unread"]
 
-_known: "weakref.WeakKeyDictionary[UnitGraph, list[Fold]]" = weakref.WeakKeyDictionary()
+_known: "weakref.WeakKeyDictionary[UnitGraph, tuple[list[Fold], dict[str, str]]]" = weakref.WeakKeyDictionary()
 
 _SIGNS = {"add": (1, 1), "add_any": (1, 1), "sub": (1, -1)}
 
@@ -64,14 +64,22 @@ class Fold:
 
 def folds(graph: UnitGraph) -> list[Fold]:
     """Returns the edges of a graph that read units of its groups, and where their constants go; looked for once."""
-    if graph not in _known:
-        _known[graph] = _folds(graph)
-    return _known[graph]
+    return _found(graph)[0]
 
 
 def unread(graph: UnitGraph) -> dict[str, str]:
-    """Returns `{group: reason}` for units that meet other data where no parameter reads them."""
-    flows = flow(graph.program.body, len(graph.program.leaves))
+    """Returns `{group: reason}` for units that meet other data where no parameter reads them; looked for once."""
+    return _found(graph)[1]
+
+
+def _found(graph: UnitGraph) -> tuple[list[Fold], dict[str, str]]:
+    if graph not in _known:
+        flows = flow(graph.program.body, len(graph.program.leaves))
+        _known[graph] = _folds(graph, flows), _unread(graph, flows)
+    return _known[graph]
+
+
+def _unread(graph: UnitGraph, flows: Flow) -> dict[str, str]:
     edges = {edge.equation for edge in graph.edges}
     found: dict[str, str] = {}
     for equation in _forward(graph.program.body):
@@ -136,8 +144,7 @@ def place(fold: Fold, constant: jax.Array, leaf: jax.Array) -> jax.Array:
     return (leaf.astype(change.dtype) + change).astype(leaf.dtype)
 
 
-def _folds(graph: UnitGraph) -> list[Fold]:
-    flows = flow(graph.program.body, len(graph.program.leaves))
+def _folds(graph: UnitGraph, flows: Flow) -> list[Fold]:
     names = {value: name for name, value in graph.program.leaves.items()}
     found = []
     for edge, name in edge_names(graph.edges).items():
