@@ -170,7 +170,8 @@ def _check_reachable(budget: Budget, gated: Gated, affordable: Callable[..., jax
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), gated.weights)
     with jax.ensure_compile_time_eval():
         aux = {name: np.zeros(m.shape, m.dtype) for name, m in gated.aux.items()}
-        possible = bool(affordable({name: jnp.asarray(False) for name in aux}, aux, params))
+        closed = {name: np.asarray(False) for name in aux}
+        possible = bool(jax.jit(lambda closed, aux: affordable(closed, aux, params))(closed, aux))  # compiled as one
     if not possible:
         raise ValueError(
             f"limit={budget.limit} cannot be reached: what has no gate, and the last unit of every group, cost more; "

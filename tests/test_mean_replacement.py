@@ -159,6 +159,8 @@ def test_a_fraction_of_units_goes():  # M10
             kept = np.asarray(sj.units.lowest({"unit": jnp.asarray(scores)}, fraction)["unit"])
             count = size * round(fraction * 100) // 100
             np.testing.assert_array_equal(np.sort(scores[~kept]), np.arange(count))
+        kept = np.asarray(sj.units.lowest({"unit": jnp.asarray(scores)}, 3)["unit"])
+        np.testing.assert_array_equal(np.sort(scores[~kept]), np.arange(3))
     tied = sj.units.lowest({"unit": jnp.array([0.0, 1.0, 0.0, jnp.nan, 0.0])}, 0.4)
     assert tied["unit"].tolist() == [True, True, True, False, False]
 
@@ -539,18 +541,15 @@ def test_constants_that_have_no_place_are_reported():
     reported = sj.units.unfoldable(graph)
     queries = [reasons for reasons in reported.values() if any("dot_general sums over them" in one for one in reasons)]
     assert queries
-    fn, params, args = NETWORKS["scanned_layers"]()
-    graph = sj.units.trace(fn, params, *args)
-    assert all("it is in a loop or a branch" in str(reasons) for reasons in sj.units.unfoldable(graph).values())
-    assert sj.units.unfoldable(graph)
 
     def shared(p, x):
         h = jnp.tanh(x @ p["unit"])
         return (h @ p["out"] + p["bias"]) * p["bias"]
 
     case = Case(shared, {"unit": np.ones((2, 2)), "out": np.ones((2, 3)), "bias": np.ones(3)}, np.ones((2, 2)))
-    assert sj.units.unfoldable(case.graph) == {"unit": ("out[0]: mul comes before a parameter that is added",)}
-    with pytest.raises(ValueError, match=r"\['unit'\] have no parameter to go to: .*out\[0\]: mul .*unfolded='drop'"):
+    reason = "its result is returned before a parameter is added"
+    assert sj.units.unfoldable(case.graph) == {"unit": (f"out[0]: {reason}",)}
+    with pytest.raises(ValueError, match=rf"\['unit'\] have no parameter to go to: .*{reason}.*unfolded='drop'"):
         case.removed(KEEP)
     np.testing.assert_array_equal(case.run(case.removed(KEEP, unfolded="drop")), case.run(case.removed(KEEP, "zero")))
 
@@ -565,7 +564,7 @@ def test_what_does_not_fit_is_an_error():
 
     cases = {
         r"batches has no batch": lambda: measure(batches=[]),
-        r"at='output' is no place": lambda: measure(at="output"),
+        r"at='output', unseen='raise'; at, the place": lambda: measure(at="output"),
         r"shapes \[\(6, 3\), \(2,\)\]; the first axis": lambda: measure(batches=[(x, jnp.ones(2))]),
         r"loss_fn returns arrays of shapes \[\(6, 2\)\]": lambda: measure(loss=case.fn),
         r"params": lambda: measure(params={"unit": params["unit"]}),
@@ -577,7 +576,10 @@ def test_what_does_not_fit_is_an_error():
         ),
         r"kept\['unit'\] is": lambda: case.removed({"unit": jnp.ones(4)}),
         r"'other' that is not a group": lambda: case.removed({"other": jnp.ones(4, bool)}),
-        r"fraction=1.5": lambda: sj.units.lowest(case.stats.rs, 1.5),
+        r"amount=1.5": lambda: sj.units.lowest(case.stats.rs, 1.5),
+        r"amount=1.0": lambda: sj.units.lowest(case.stats.rs, 1.0),
+        r"amount=-1": lambda: sj.units.lowest(case.stats.rs, -1),
+        r"amount=2 leaves nothing of the 2 units": lambda: sj.units.lowest({"unit": jnp.ones(2)}, 2),
     }
     for message, call in cases.items():
         with pytest.raises(ValueError, match=message):

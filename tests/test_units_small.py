@@ -359,9 +359,9 @@ def test_probes_see_and_change_what_parameters_read(graph):
         seen = {}
 
         def probe(edge, zero):
-            def at(operands):
+            def at(operands, apply, turns):
                 seen[graph.edges.index(edge)] = operands[edge.data]
-                return [x + zero if i == edge.data else x for i, x in enumerate(operands)]
+                return apply([x + zero if i == edge.data else x for i, x in enumerate(operands)])
 
             return at
 

@@ -1,15 +1,18 @@
-"""Where the constant that units contribute to a layer can go: into a parameter that is added behind it, or subtracted.
+"""What the constant of units makes of a layer, and how the parameter behind it takes it.
 
-From every edge the result is followed through changes of layout and dtype and through sums, to the first parameter that
-is added to it (a bias) or subtracted from it (the running mean of a batch norm), and that nothing else uses.
+In a scan the constant of every turn is computed, if turns have weights, factors or biases of their own: each layer's
+bias takes the layer's constant.
 """
 
 import dataclasses
+import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsejax._types import wide_dtype
 from sparsejax.units.atoms import atoms_of
@@ -17,32 +20,15 @@ from sparsejax.units.flow import Flow, flow
 from sparsejax.units.graph import UnitGraph
 from sparsejax.units.program import Body, Equation, Value, bind
 from sparsejax.units.roles import Edge
-from sparsejax.units.sites import MOVES, Site, at_edge, edge_names
+from sparsejax.units.sinks import Sink, factor, step, to_parameter, varying
+from sparsejax.units.sites import Site, at_edge, edge_names, slides
 
-__all__ = ["Fold", "Sink", "contribution", "folds", "place", "unread"]
+__all__ = ["Fold", "Folding", "contribution", "folding", "place", "takes_exactly"]
 
-_known: "weakref.WeakKeyDictionary[UnitGraph, tuple[list[Fold], dict[str, str]]]" = weakref.WeakKeyDictionary()
+_known: "weakref.WeakKeyDictionary[UnitGraph, Folding]" = weakref.WeakKeyDictionary()
 
-_SIGNS = {"add": (1, 1), "add_any": (1, 1), "sub": (1, -1)}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sink:
-    """A parameter that takes a constant.
-
-    Attributes:
-      leaf: its name.
-      sign: 1 if the constant is added to it, -1 if it is subtracted.
-      moves: the changes of layout between the edge's result and the sum, in order.
-      shape: of the parameter in that sum.
-      chain: the changes of layout from the parameter to the sum, in order.
-    """
-
-    leaf: str
-    sign: int
-    moves: tuple[Equation, ...]
-    shape: tuple[int, ...]
-    chain: tuple[Equation, ...]
+Known = dict[Value, jax.Array]
+"""The parameters, by what they are in the program."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,147 +40,175 @@ class Fold:
       edge: the edge.
       site: the operand with units.
       sink: what takes the constant, or why nothing does.
+      turns: `{scan around it: number of turns that differ}`; 1 if all turns have the same weights and parameters.
     """
 
     name: str
     edge: Edge
     site: Site
     sink: Sink | str
+    turns: dict[Equation, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the operand."""
+        return self.edge.value.shape
+
+    @property
+    def weights(self) -> Value:
+        """The other operand."""
+        return self.edge.equation.inputs[1 - self.edge.data]
 
 
-def folds(graph: UnitGraph) -> list[Fold]:
-    """Returns the edges of a graph that read units of its groups, and where their constants go; looked for once."""
-    return _found(graph)[0]
+@dataclasses.dataclass(frozen=True, eq=False)
+class Folding:
+    """Holds where the constants of a graph's units go.
+
+    Attributes:
+      flow: how values flow through its program.
+      folds: the edges that read units of its groups.
+      unread: `{group: reason}` for units that meet other data where no parameter reads them.
+    """
+
+    flow: Flow
+    folds: list[Fold]
+    unread: dict[str, str]
 
 
-def unread(graph: UnitGraph) -> dict[str, str]:
-    """Returns `{group: reason}` for units that meet other data where no parameter reads them; looked for once."""
-    return _found(graph)[1]
-
-
-def _found(graph: UnitGraph) -> tuple[list[Fold], dict[str, str]]:
+def folding(graph: UnitGraph) -> Folding:
+    """Returns where the constants of a graph's units go; looked for once."""
     if graph not in _known:
-        flows = flow(graph.program.body, len(graph.program.leaves))
-        _known[graph] = _folds(graph, flows), _unread(graph, flows)
+        found = flow(graph.program.body, len(graph.program.leaves))
+        _known[graph] = Folding(found, _folds(graph, found), _unread(graph, found))
     return _known[graph]
 
 
-def _unread(graph: UnitGraph, flows: Flow) -> dict[str, str]:
-    edges = {edge.equation for edge in graph.edges}
-    found: dict[str, str] = {}
-    for equation in _forward(graph.program.body):
-        linked = {link.operand for link in equation.pattern.links}
-        inputs = [flows.origin(value) for value in equation.inputs]
-        for label, (before, after) in equation.pattern.places().items():
-            data = [number for number, _ in before if inputs[number] in flows.data or inputs[number] not in flows.uses]
-            if after or not data or equation in edges or not linked.isdisjoint(before):
-                continue
-            atoms = label.atoms or ()
-            if all(atom in graph.components.numbers for atom in atoms_of(atoms)):
-                for name in graph.along(atoms):
-                    found.setdefault(name, f"{equation.name} sums over them where no parameter reads them")
-    return found
-
-
-def contribution(fold: Fold, constants: jax.Array, weights: jax.Array) -> jax.Array:
+def contribution(found: Folding, fold: Fold, known: Known, constants: jax.Array) -> jax.Array:
     """Returns what inputs that are constant add to an edge's result, which has length 1 along axes of data alone.
 
     Along the axes that a convolution's window slides over it has its whole length: padding is not constant.
 
     Args:
+      found: the folding.
       fold: the edge.
-      constants: the inputs, of the site's shape.
-      weights: the other operand.
+      known: the parameters.
+      constants: the inputs, an axis for every scan around and then those of the input, of length 1 where equal.
+
+    Returns:
+      `(number of turns that differ, *result)`, in float32 or wider.
     """
-    equation, number, value = fold.edge.equation, fold.edge.data, fold.edge.value
-    pattern, rank = equation.pattern, len(value.shape)
-    given = constants.reshape([value.shape[axis] if axis in fold.site.axes else 1 for axis in range(rank)])
-    slides = [any(one.frozen for one in axis) for axis in pattern.operands[number]]
-    shape = [n if slides[axis] or axis in fold.site.axes else 1 for axis, n in enumerate(value.shape)]
-    operands = [weights, weights]
-    operands[number] = jnp.broadcast_to(given, shape).astype(value.dtype)
-    (result,) = bind(equation, operands)
-    return result.astype(wide_dtype(result))
+    value = fold.edge.value
+    window = [n if slides(fold.edge, axis) else 1 for axis, n in enumerate(value.shape)]
+    shape = np.broadcast_shapes((*fold.turns.values(), *window), constants.shape)
+    constants = jnp.broadcast_to(constants, shape).reshape(-1, *shape[len(fold.turns) :]).astype(value.dtype)
+
+    def one(turns: dict[Equation, jax.Array], constants: jax.Array) -> jax.Array:
+        weights = found.flow.compute(fold.weights, dict(known), turns)
+        operands = [weights, weights]
+        operands[fold.edge.data] = constants
+        (result,) = bind(fold.edge.equation, operands)
+        return result.astype(wide_dtype(result))
+
+    return _in_all_turns(fold, one, constants)
 
 
-def place(fold: Fold, constant: jax.Array, leaf: jax.Array) -> jax.Array:
+def place(found: Folding, fold: Fold, known: Known, constant: jax.Array) -> jax.Array:
     """Returns a parameter that has taken the constant of an edge; a mean over positions where it has one number.
 
     Args:
+      found: the folding.
       fold: the edge, and a sink.
+      known: the parameters.
       constant: what `contribution` returns.
-      leaf: the parameter.
     """
-    sink = fold.sink
-    for move in sink.moves:
-        if move.name != "convert_element_type":
-            (constant,) = bind(move, [jnp.broadcast_to(constant, move.inputs[0].shape)])
-    constant = jnp.broadcast_to(constant, jnp.broadcast_shapes(constant.shape, sink.shape))
-    over = tuple(axis for axis, n in enumerate(sink.shape) if n == 1 and constant.shape[axis] > 1)
-    constant = constant.mean(over, keepdims=True) if sink.shape else constant.mean()
+    sink, shape = fold.sink, fold.sink.value.shape
+
+    def through(turns: dict[Equation, jax.Array], constant: jax.Array) -> jax.Array:
+        for one in sink.steps:
+            other = factor(one)
+            constant = step(one, constant, None if other is None else found.flow.compute(other, dict(known), turns))
+        return jnp.broadcast_to(constant, jnp.broadcast_shapes(constant.shape, shape))
+
+    constant = _in_all_turns(fold, through, constant)
+    over = tuple(1 + axis for axis, n in enumerate(shape) if n == 1 and constant.shape[1 + axis] > 1)
+    constant = constant.mean(over, keepdims=True) if shape else constant.mean(tuple(range(1, constant.ndim)))
+    leaf = known[sink.parameter]
 
     def spread(leaf: jax.Array) -> jax.Array:
-        for move in sink.chain:
-            if move.name != "convert_element_type":
-                (leaf,) = bind(move, [leaf])
-        return leaf
+        return _in_all_turns(fold, lambda turns: _laid_out(found.flow, sink.value, leaf, turns))
 
     (total,) = jax.linear_transpose(spread, jax.ShapeDtypeStruct(leaf.shape, constant.dtype))(constant)
     change = total * (sink.sign * leaf.size / constant.size)  # a mean over the places where the entry is added
     return (leaf.astype(change.dtype) + change).astype(leaf.dtype)
 
 
-def _folds(graph: UnitGraph, flows: Flow) -> list[Fold]:
-    names = {value: name for name, value in graph.program.leaves.items()}
-    found = []
+def takes_exactly(graph: UnitGraph, fold: Fold) -> bool:
+    """Returns whether a parameter has a number for every place at which the constant of an edge differs."""
+    if isinstance(fold.sink, str):
+        return False
+    found, edge, sink = folding(graph).flow, fold.edge, fold.sink
+    alone = [a for a in range(len(edge.value.shape)) if a not in fold.site.axes and not slides(edge, a)]
+    result = edge.equation.outputs[0]
+    needed = {atom for axis in result.axes for atom in atoms_of(axis)}
+    needed -= {atom for axis in alone for atom in atoms_of(edge.value.axes[axis])}
+    factors = [other for one in sink.steps if (other := factor(one)) is not None]
+    needed = needed.union(*(varying(found, other) for other in factors))
+    loops = found.varies(fold.weights).union(*(found.varies(other) for other in factors))
+    has = {atom for axis in sink.parameter.axes for atom in atoms_of(axis)}
+    return needed <= has and loops <= found.varies(sink.value)
+
+
+def _folds(graph: UnitGraph, found: Flow) -> list[Fold]:
+    folds = []
     for edge, name in edge_names(graph.edges).items():
-        site = at_edge(graph, edge)
-        if site is not None:
-            sink = "it is in a loop or a branch" if edge.inside else _sink(graph, flows, names, edge)
-            found.append(Fold(name, edge, site, sink))
-    return found
+        site = at_edge(graph, found, edge)
+        if site is None:
+            continue
+        sink = to_parameter(graph, found, edge)
+        values = [edge.equation.inputs[1 - edge.data]]
+        if isinstance(sink, Sink):
+            values += [sink.value, *(other for one in sink.steps if (other := factor(one)) is not None)]
+        differ = frozenset().union(*map(found.varies, values))
+        loops = found.loops.get(edge.equation, ())
+        turns = {loop: loop.params["length"] if loop in differ else 1 for loop in loops}
+        folds.append(Fold(name, edge, site, sink, turns))
+    return folds
 
 
-def _sink(graph: UnitGraph, flows: Flow, names: dict[Value, str], edge: Edge) -> Sink | str:
-    outputs = {flows.origin(value) for value in graph.program.body.outputs}
-    value, sign, moves = edge.equation.outputs[0], 1, []
-    while True:
-        uses = flows.uses[value]
-        if value in outputs:
-            return "its result is returned before a parameter is added"
-        if len(uses) != 1:
-            return f"its result is used in {len(uses)} places before a parameter is added"
-        ((equation, number),) = uses
-        if equation.name in MOVES:
-            moves.append(equation)
-        elif equation.name in _SIGNS:
-            signs = _SIGNS[equation.name]
-            other = flows.origin(equation.inputs[1 - number])
-            found = _leaf(graph, flows, names, other)
-            if found is not None:
-                return Sink(found[0], sign * signs[number] * signs[1 - number], tuple(moves), other.shape, found[1])
-            sign *= signs[number]
-        else:
-            return f"{equation.name} comes before a parameter that is added"
-        value = equation.outputs[0]
+def _in_all_turns(fold: Fold, function: Callable[..., jax.Array], *stacked: jax.Array) -> jax.Array:
+    """Returns a function of the numbers of the turns of the scans around an edge, and of what differs with them."""
+    lengths = tuple(fold.turns.values())
+    numbers = np.stack(np.unravel_index(np.arange(math.prod(lengths)), lengths or (1,)), -1)
+    return jax.vmap(lambda own, *args: function(dict(zip(fold.turns, own, strict=False)), *args))(numbers, *stacked)
 
 
-def _leaf(
-    graph: UnitGraph, flows: Flow, names: dict[Value, str], value: Value
-) -> tuple[str, tuple[Equation, ...]] | None:
-    """Returns the parameter that a value is, and how it is laid out; none if it is used elsewhere."""
-    chain: list[Equation] = []
-    outputs = {flows.origin(output) for output in graph.program.body.outputs}
-    while len(flows.uses[value]) == 1:
-        if value in names:
-            free = value not in outputs or names[value] in graph.program.returned
-            return (names[value], tuple(reversed(chain))) if free else None
-        producer = value.producer
-        if value in outputs or producer is None or producer.name not in MOVES | {"broadcast_in_dim"}:
-            return None
-        chain.append(producer)
-        value = flows.origin(producer.inputs[0])
-    return None
+def _laid_out(found: Flow, value: Value, leaf: jax.Array, turns: dict[Equation, Any]) -> jax.Array:
+    """Returns what a value is that is a parameter laid out anew, in the parameter's dtype."""
+    value = found.origin(value)
+    if value in found.slices:
+        outer, loop = found.slices[value]
+        return _laid_out(found, outer, leaf, turns)[turns[loop]]
+    if value.producer is None:
+        return leaf
+    source = _laid_out(found, value.producer.inputs[0], leaf, turns)
+    return source if value.producer.name == "convert_element_type" else bind(value.producer, [source])[0]
+
+
+def _unread(graph: UnitGraph, found: Flow) -> dict[str, str]:
+    edges = {edge.equation for edge in graph.edges}
+    unread: dict[str, str] = {}
+    for equation in _forward(graph.program.body):
+        linked = {link.operand for link in equation.pattern.links}
+        inputs = [found.origin(value) for value in equation.inputs]
+        for label, (before, after) in equation.pattern.places().items():
+            data = [number for number, _ in before if inputs[number] in found.data or inputs[number] not in found.uses]
+            if after or not data or equation in edges or not linked.isdisjoint(before):
+                continue
+            atoms = label.atoms or ()
+            if all(atom in graph.components.numbers for atom in atoms_of(atoms)):
+                for name in graph.along(atoms):
+                    unread.setdefault(name, f"{equation.name} sums over them where no parameter reads them")
+    return unread
 
 
 def _forward(body: Body) -> Iterator[Equation]:

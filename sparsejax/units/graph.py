@@ -18,7 +18,7 @@ from sparsejax.units.atoms import Axis, atoms_of, index_along
 from sparsejax.units.components import Components, solve
 from sparsejax.units.exactness import seen
 from sparsejax.units.grouping import group
-from sparsejax.units.replay import run
+from sparsejax.units.replay import Probes, run
 from sparsejax.units.resizing import Plan
 from sparsejax.units.roles import Edge, LeafAxis, roles
 from sparsejax.units.shrinking import Stays, cut_tree, staying
@@ -72,7 +72,9 @@ class UnitGraph:
             return jax.tree.map(lambda _: jnp.asarray(True), self.params)
         return grouping.push(self.groups, kept, self.params)
 
-    def small(self, kept: Kept) -> Callable[..., Any]:
+    def small(
+        self, kept: Kept, probes: Callable[[Program, Plan], Probes] = lambda program, plan: {}
+    ) -> Callable[..., Any]:
         """Returns the function without the units that are not kept.
 
         `graph.small(kept)(shrink(graph, params, kept), *args)` equals `fn(masked params, *args)` to rounding, where the
@@ -86,6 +88,7 @@ class UnitGraph:
 
         Args:
           kept: `{name: bool (size,)}`, concrete arrays.
+          probes: what to do in the place of equations (`sparsejax.units.replay`), for a traced function and what stays.
 
         Returns:
           `(small params, *args) -> outputs`.
@@ -98,16 +101,19 @@ class UnitGraph:
         self.check(kept)
         stays = staying(self.groups, kept, self.params)
         expected = cut_tree(stays, self.params, self.params)
-        plans: dict[Program, Plan] = {}
+        known: dict[Program, tuple[Plan, Probes]] = {}
 
         def small_fn(params: Params, *args: Any) -> Any:
             _check_small(params, expected)
             program, components = self._at(args)
-            plan = plans.get(program) or _plan(program, components, stays)
+            found = known.get(program)
+            if found is None:
+                plan = _plan(program, components, stays)
+                found = plan, probes(program, plan)
             if not program.holds_tracers:
-                plans[program] = plan
+                known[program] = found
             arrays = [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in jax.tree.leaves((params, args))]
-            return jax.tree.unflatten(program.results, run(program.body, arrays, plan))
+            return jax.tree.unflatten(program.results, run(program.body, arrays, *found))
 
         return small_fn
 

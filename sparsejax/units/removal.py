@@ -1,8 +1,8 @@
 """Units removed from parameters of the same shapes: by zeros, or by their mean, which the next layers take over."""
 
-from collections.abc import Mapping
+import numbers
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import chex
 import jax
@@ -10,12 +10,11 @@ import jax.numpy as jnp
 
 from sparsejax import masks, quotas, tree
 from sparsejax._types import Params
-from sparsejax.units.folding import Fold, contribution, folds, place, unread
+from sparsejax.units.folding import Fold, contribution, folding, place
 from sparsejax.units.graph import UnitGraph
-from sparsejax.units.program import Value
-from sparsejax.units.replay import run
-from sparsejax.units.resizing import Plan
 from sparsejax.units.saliencies import Statistics
+from sparsejax.units.sinks import Sink
+from sparsejax.units.sites import Units
 
 __all__ = ["lowest", "remove", "unfoldable"]
 
@@ -33,9 +32,11 @@ def remove(
 
     With "mean", every edge that reads units (`graph.edges`) is given their means, and 0 for the units that stay; what
     it makes of them, `sum_u abar_u w_u`, is added to the bias behind it (Mean Replacement Pruning, submitted to ICLR
-    2019, Eq. 4), or subtracted from the running mean of the batch norm behind it. This is exact for dense layers and
-    VALID convolutions; with SAME padding it is the mean over positions. A batch norm in training mode subtracts the
-    batch's mean, so there a constant has no effect, and no place: trace, measure and fold in evaluation mode.
+    2019, Eq. 4), or subtracted from the running mean of the batch norm behind it, times what parameters scale it with
+    on the way (a layer scale). In a scan over stacked layers every layer's bias takes what is the layer's. This is
+    exact for dense layers and VALID convolutions; with SAME padding it is the mean over positions (`bias_maps` is
+    exact), in a recurrent cell the one over time, its first state included. A batch norm in training mode subtracts
+    the batch's mean, so there a constant has no effect, and no place: trace, measure and fold in evaluation mode.
 
     Args:
       graph: the units.
@@ -71,14 +72,16 @@ def remove(
         if stats is None:
             raise ValueError("replace='mean' needs stats=sparsejax.units.statistics(graph, loss_fn, params, batches)")
         if unfolded == "raise":
-            _check_foldable(graph, kept)
-        found = {fold.name for fold in _used(graph, kept)}
-        if missing := sorted(found - stats.inputs.keys()):
-            raise ValueError(
-                f"stats knows nothing of what {missing} read; take statistics with a loss that runs the traced function"
-            )
-        inputs = {name: stats.inputs[name] for name in found}
-        params = _folded(graph, params, {name: jnp.asarray(alive) for name, alive in kept.items()}, inputs)
+            lost = {group: reasons for group, reasons in unfoldable(graph).items() if group in kept}
+            if lost:
+                raise ValueError(
+                    f"the means of units of {list(lost)} have no parameter to go to: {lost}; leave these groups out of "
+                    f"kept, give their readers a bias, keep them as bias maps (sparsejax.units.bias_maps), or lose the "
+                    f"means there with unfolded='drop'"
+                )
+        folds = tuple(fold for fold in reading(graph, kept) if isinstance(fold.sink, Sink))
+        kept = {name: jnp.asarray(alive) for name, alive in kept.items()}
+        params = folded(graph, folds, params, kept, known_means(folds, stats))
     return masks.apply(mask, params)
 
 
@@ -99,18 +102,18 @@ def unfoldable(graph: UnitGraph) -> dict[str, tuple[str, ...]]:
     {'in': ('out[0]: its result is returned before a parameter is added',)}
     """
     reasons: dict[str, list[str]] = {}
-    for fold in folds(graph):
+    for fold in folding(graph).folds:
         if isinstance(fold.sink, str):
             for group in fold.site.units:
                 reasons.setdefault(group, []).append(f"{fold.name}: {fold.sink}")
-    for group, reason in unread(graph).items():
+    for group, reason in folding(graph).unread.items():
         if group in graph.groups:
             reasons.setdefault(group, []).append(reason)
     return {group: tuple(found) for group, found in reasons.items()}
 
 
-def lowest(scores: Mapping[str, chex.Array], fraction: chex.Numeric) -> dict[str, jax.Array]:
-    """Returns which units stay if those of the lowest scores go, `floor(fraction n)` of the n of every group.
+def lowest(scores: Mapping[str, chex.Array], amount: float) -> dict[str, jax.Array]:
+    """Returns which units stay if those of the lowest scores go, `floor(amount n)` of the n of every group.
 
     Mean Replacement Pruning (submitted to ICLR 2019), Section 4. Other competitions of units are those of weights, on
     the same scores: `select.globally(scores, 0.5)`.
@@ -118,79 +121,91 @@ def lowest(scores: Mapping[str, chex.Array], fraction: chex.Numeric) -> dict[str
     Args:
       scores: `{group: (size,)}`, such as `stats.abs_mrs`; of equal ones the lower index stays, as in all
         competitions; NaN goes.
-      fraction: the share that goes, in [0, 1), the decimal that it is written as.
+      amount: the share that goes, a float in [0, 1), the decimal that it is written as; or how many go of every group,
+        an integer.
 
     Returns:
       `{group: bool (size,)}`, `True` keeps.
 
     Raises:
-      ValueError: `fraction` is out of its range.
+      ValueError: `amount` is out of its range, or leaves nothing of a group.
 
     >>> lowest({"hidden": jnp.array([0.3, 0.1, 0.2, 0.4, 0.1])}, 0.2)["hidden"].tolist()
     [True, True, True, True, False]
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"fraction={fraction} is no share of units that can go; it is at least 0 and less than 1")
+    counted = isinstance(amount, numbers.Integral)
+    if amount < 0 or (amount >= 1 and not counted):
+        raise ValueError(
+            f"amount={amount} is no share of units that can go, which is at least 0 and less than 1, nor a number of "
+            f"units, which is an integer"
+        )
     kept = {}
     for name, values in scores.items():
-        count = int(quotas.fraction(fraction) * values.size)
+        count = int(amount) if counted else int(quotas.fraction(amount) * values.size)
+        if count >= values.size > 0:
+            raise ValueError(f"amount={amount} leaves nothing of the {values.size} units of {name!r}; remove fewer")
         order = jnp.argsort(-values)  # stable, and NaN is last
         kept[name] = jnp.zeros(values.shape, bool).at[order].set(jnp.arange(values.size) < values.size - count)
     return kept
 
 
-def _check_foldable(graph: UnitGraph, kept: Mapping[str, chex.Array]) -> None:
-    lost = {group: reasons for group, reasons in unfoldable(graph).items() if group in kept}
-    if lost:
+def reading(graph: UnitGraph, kept: Mapping[str, chex.Array]) -> list[Fold]:
+    """Returns the edges that read units of groups in `kept`."""
+    return [fold for fold in folding(graph).folds if not fold.site.units.keys().isdisjoint(kept)]
+
+
+def known_means(folds: Sequence[Fold], stats: Statistics) -> dict[str, jax.Array]:
+    """Returns the means of the inputs of edges; raises if there are none, or those of other shapes."""
+    if missing := sorted({fold.name for fold in folds} - stats.inputs.keys()):
         raise ValueError(
-            f"the means of units of {list(lost)} have no parameter to go to: {lost}; leave these groups out of kept, "
-            f"give their readers a bias, or lose the means there with unfolded='drop'"
+            f"stats knows nothing of what {missing} read; take statistics with a loss that runs the traced function, "
+            f"and leave groups out of kept that statistics has dropped"
         )
+    for fold in folds:
+        own, full = stats.inputs[fold.name].shape, (*(loop.params["length"] for loop in fold.turns), *fold.shape)
+        if not broadcasts(own, full):
+            raise ValueError(
+                f"stats.inputs[{fold.name!r}] has shape {own}, but where the graph was traced it reads {full}; trace "
+                f"and take statistics at the same sizes, or without at='position'"
+            )
+    return {fold.name: stats.inputs[fold.name] for fold in folds}
 
 
-def _used(graph: UnitGraph, kept: Mapping[str, chex.Array]) -> list[Fold]:
-    """Returns the edges whose constants are folded."""
-    return [
-        fold for fold in folds(graph) if not isinstance(fold.sink, str) and not fold.site.units.keys().isdisjoint(kept)
-    ]
+def broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    """Returns whether a shape has the rank of another, and its lengths or 1."""
+    return len(shape) == len(full) and all(own in (1, size) for own, size in zip(shape, full, strict=True))
 
 
-@partial(jax.jit, static_argnums=0)
-def _folded(graph: UnitGraph, params: Params, kept: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> Params:
-    """Returns the parameters that have taken the constants of units that are not kept."""
-    used = _used(graph, kept)
-    weights = _weights(graph, params, used)
-    leaves = tree.named(params)
-    for fold in used:
-        site = fold.site
-        removed = jnp.zeros(site.shape, bool)
-        for group, (axis, units) in site.units.items():
-            if group in kept:
-                gone = jnp.where(units >= 0, ~kept[group][units], False)
-                removed |= gone.reshape([-1 if place == axis else 1 for place in range(len(site.shape))])
-        constants = jnp.where(removed, inputs[fold.name], jnp.zeros((), inputs[fold.name].dtype))
-        constant = contribution(fold, constants, weights[fold.name])
-        leaves[fold.sink.leaf] = place(fold, constant, leaves[fold.sink.leaf])
+@partial(jax.jit, static_argnums=(0, 1))
+def folded(
+    graph: UnitGraph,
+    folds: tuple[Fold, ...],
+    params: Params,
+    kept: dict[str, jax.Array],
+    means: dict[str, jax.Array],
+) -> Params:
+    """Returns the parameters that have taken the constants of units that are not kept, from edges with a sink."""
+    found, leaves = folding(graph), tree.named(params)
+    known = {graph.program.leaves[name]: jnp.asarray(leaf) for name, leaf in leaves.items()}
+    for fold in folds:
+        sink = fold.sink
+        constant = contribution(found, fold, known, constants(fold, kept, means[fold.name]))
+        leaves[sink.leaf] = place(found, fold, known | {sink.parameter: jnp.asarray(leaves[sink.leaf])}, constant)
     return tree.replace(params, leaves)
 
 
-def _weights(graph: UnitGraph, params: Params, used: list[Fold]) -> dict[str, jax.Array]:
-    """Returns the other operand of every edge; XLA computes nothing of the rest."""
-    found: dict[str, jax.Array] = {}
-
-    def watch(fold: Fold):
-        def probe(operands: list[Any]) -> list[Any]:
-            found[fold.name] = operands[1 - fold.edge.data]
-            return operands
-
-        return probe
-
-    body = graph.program.body
-    leaves = jax.tree.leaves(params)
-    arrays = [jnp.asarray(x) for x in leaves] + [_zeros(value) for value in body.inputs[len(leaves) :]]
-    run(body, arrays, Plan({}), {fold.edge.equation: watch(fold) for fold in used})
-    return found
+def constants(fold: Fold, kept: Mapping[str, jax.Array], means: jax.Array) -> jax.Array:
+    """Returns the means of the units of an edge that are not kept, and 0 for others; axes as in `Statistics.inputs`."""
+    first = means.ndim - len(fold.shape)
+    units = {group: (first + fold.site.axes[place], along) for group, (place, along) in fold.site.units.items()}
+    return jnp.where(gone(units, kept, means.ndim), means, jnp.zeros((), means.dtype))
 
 
-def _zeros(value: Value) -> jax.Array:
-    return jax.lax.full(value.shape, 0, value.dtype)
+def gone(units: Units, kept: Mapping[str, jax.Array], rank: int) -> jax.Array:
+    """Returns which places of an array of a rank hold units that are not kept, with length 1 along other axes."""
+    removed = jnp.zeros((1,) * rank, bool)
+    for group, (axis, along) in units.items():
+        if group in kept:
+            here = jnp.where(along >= 0, ~kept[group][along], False)
+            removed |= here.reshape([-1 if place == axis else 1 for place in range(rank)])
+    return removed

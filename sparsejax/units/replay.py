@@ -5,6 +5,7 @@ parts and functions with their own derivative are made anew from the equations o
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,21 +16,32 @@ from sparsejax.units.program import CALLS, Body, Equation, Region, Value, bind, 
 from sparsejax.units.resizing import Plan
 from sparsejax.units.rules import rule_of
 
-__all__ = ["Probes", "run"]
+__all__ = ["Apply", "Probe", "Probes", "run"]
 
-Probes = Mapping[Equation, Callable[[list[Any]], list[Any]]]
-"""`{equation: operands -> operands}`, called with an equation's operands before it is applied."""
+Apply = Callable[[Sequence[Any]], list[Any]]
+"""What applies an equation: `operands -> results`."""
+
+Probe = Callable[[Sequence[Any], Apply, tuple[Any, ...]], list[Any]]
+"""`(operands, apply, numbers of the turns of the scans around) -> results`, called in the place of an equation."""
+
+Probes = Mapping[Equation, Probe]
+
+_Again = Callable[..., list[Any]]
+"""`(body, inputs, *number of a turn) -> outputs`."""
 
 
-def run(body: Body, inputs: Sequence[Any], plan: Plan, probes: Probes | None = None) -> list[Any]:
+def run(
+    body: Body, inputs: Sequence[Any], plan: Plan, probes: Probes | None = None, turns: tuple[Any, ...] = ()
+) -> list[Any]:
     """Returns the outputs of a body.
 
     Args:
       body: the equations.
       inputs: arrays, of the shapes that `plan` leaves.
       plan: which positions stay.
-      probes: what to put in the place of operands. Calls that hold an equation with a probe become part of the
+      probes: what to do in the place of equations. Calls that hold an equation with a probe become part of the
         program around them, and lose their own derivative; in loops and branches a probe must leak nothing.
+      turns: the numbers of the turns of the scans around the body.
     """
     known = dict(zip(body.inputs, inputs, strict=True))
     probes = probes or {}
@@ -37,24 +49,29 @@ def run(body: Body, inputs: Sequence[Any], plan: Plan, probes: Probes | None = N
     def read(value: Value) -> Any:
         return known[value] if value in known else _constant(value, plan)
 
+    def again(body: Body, inputs: Sequence[Any], *turn: Any) -> list[Any]:
+        return run(body, inputs, plan, probes, (*turns, *turn))
+
     for equation in body.equations:
         operands = [read(value) for value in equation.inputs]
-        if equation in probes:
-            operands = probes[equation](operands)
-        if plan.is_whole(equation) and not (equation.regions and probes):
-            results = bind(equation, operands)
-        elif equation.name in CALLS and equation.regions and _has_probe(equation, probes):
-            results = run(equation.regions[0].body, operands, plan, probes)
-        elif equation.regions:
-            results = _REPLAYS[equation.name](equation, operands, plan, probes)
-        else:
-            results = rule_of(equation).resize(equation, operands, plan)
+        apply = partial(_apply, equation, plan, _has_probe(equation, probes), again)
+        results = probes[equation](operands, apply, turns) if equation in probes else apply(operands)
         known.update(zip(equation.outputs, results, strict=True))
     return [read(value) for value in body.outputs]
 
 
 def _has_probe(equation: Equation, probes: Probes) -> bool:
-    return any(inner in probes for inner in equations_of(equation.regions[0].body))
+    return bool(probes) and any(inner in probes for one in equation.regions for inner in equations_of(one.body))
+
+
+def _apply(equation: Equation, plan: Plan, probed: bool, again: _Again, operands: Sequence[Any]) -> list[Any]:
+    if plan.is_whole(equation) and not probed:
+        return bind(equation, operands)
+    if not equation.regions:
+        return rule_of(equation).resize(equation, operands, plan)
+    if probed and equation.name in CALLS:
+        return again(equation.regions[0].body, operands)
+    return _REPLAYS[equation.name](equation, list(operands), again)
 
 
 def _constant(value: Value, plan: Plan) -> Any:
@@ -64,18 +81,19 @@ def _constant(value: Value, plan: Plan) -> Any:
     return plan.cut(np.asarray(value.constant), value)
 
 
-def _function(region: Region, plan: Plan, probes: Probes) -> Callable[..., list[Any]]:
-    return lambda *inputs: run(region.body, inputs, plan, probes)
+def _function(region: Region, again: _Again) -> Callable[..., list[Any]]:
+    return lambda *inputs: again(region.body, inputs)
 
 
-def _scan(equation: Equation, operands: list[Any], plan: Plan, probes: Probes) -> list[Any]:
+def _scan(equation: Equation, operands: list[Any], again: _Again) -> list[Any]:
     (region,) = equation.regions
     stacked = [port.stacked for port in region.inputs]
     constants = len(operands) - sum(stacked) - len(region.carried)
     consts, init = operands[:constants], operands[constants : constants + len(region.carried)]
 
-    def turn(carry: list[Any], slices: list[Any]) -> tuple[list[Any], list[Any]]:
-        results = run(region.body, [*consts, *carry, *slices], plan, probes)
+    def turn(carry: list[Any], own: tuple[Any, list[Any]]) -> tuple[list[Any], list[Any]]:
+        number, slices = own
+        results = again(region.body, [*consts, *carry, *slices], number)
         return results[: len(init)], results[len(init) :]
 
     settings = {
@@ -83,26 +101,27 @@ def _scan(equation: Equation, operands: list[Any], plan: Plan, probes: Probes) -
         for name in ("length", "reverse", "unroll", "_split_transpose")
         if name in equation.params
     }
-    carry, stacked_results = jax.lax.scan(turn, init, operands[constants + len(init) :], **settings)
+    own = jnp.arange(equation.params["length"]), operands[constants + len(init) :]
+    carry, stacked_results = jax.lax.scan(turn, init, own, **settings)
     return [*carry, *stacked_results]
 
 
-def _while(equation: Equation, operands: list[Any], plan: Plan, probes: Probes) -> list[Any]:
+def _while(equation: Equation, operands: list[Any], again: _Again) -> list[Any]:
     turn, test = equation.regions
     for_test, for_turn = equation.params["cond_nconsts"], equation.params["body_nconsts"]
     test_consts, consts, init = (
         operands[:for_test], operands[for_test : for_test + for_turn], operands[for_test + for_turn :],
     )  # fmt: skip
     return jax.lax.while_loop(
-        lambda carry: run(test.body, [*test_consts, *carry], plan, probes)[0],
-        lambda carry: run(turn.body, [*consts, *carry], plan, probes),
+        lambda carry: again(test.body, [*test_consts, *carry])[0],
+        lambda carry: again(turn.body, [*consts, *carry]),
         init,
     )
 
 
-def _cond(equation: Equation, operands: list[Any], plan: Plan, probes: Probes) -> list[Any]:
+def _cond(equation: Equation, operands: list[Any], again: _Again) -> list[Any]:
     index, *operands = operands
-    branches = [_function(region, plan, probes) for region in equation.regions]
+    branches = [_function(region, again) for region in equation.regions]
     platforms = equation.params.get("branches_platforms")
     if platforms is None:
         return jax.lax.switch(index, branches, *operands)
@@ -115,18 +134,18 @@ def _cond(equation: Equation, operands: list[Any], plan: Plan, probes: Probes) -
     return jax.lax.platform_dependent(*operands, default=default, **by_platform)
 
 
-def _remat(equation: Equation, operands: list[Any], plan: Plan, probes: Probes) -> list[Any]:
+def _remat(equation: Equation, operands: list[Any], again: _Again) -> list[Any]:
     settings = {name: equation.params[name] for name in ("prevent_cse", "policy")}
-    return jax.checkpoint(_function(equation.regions[0], plan, probes), **settings)(*operands)
+    return jax.checkpoint(_function(equation.regions[0], again), **settings)(*operands)
 
 
-def _custom_jvp(equation: Equation, operands: list[Any], plan: Plan, probes: Probes) -> list[Any]:
+def _custom_jvp(equation: Equation, operands: list[Any], again: _Again) -> list[Any]:
     primal, *derivative = equation.regions
-    function = _function(primal, plan, probes)
+    function = _function(primal, again)
     if not derivative:
         return function(*operands)
     function = jax.custom_jvp(function)
-    tangents_of = _function(derivative[0], plan, {})
+    tangents_of = _function(derivative[0], again)
 
     @function.defjvp
     def rule(operands, tangents):
@@ -138,13 +157,13 @@ def _custom_jvp(equation: Equation, operands: list[Any], plan: Plan, probes: Pro
     return function(*operands)
 
 
-def _custom_vjp(equation: Equation, operands: list[Any], plan: Plan, probes: Probes) -> list[Any]:
+def _custom_vjp(equation: Equation, operands: list[Any], again: _Again) -> list[Any]:
     primal, *derivative = equation.regions
-    function = _function(primal, plan, probes)
+    function = _function(primal, again)
     if not derivative:
         return function(*operands)
     function = jax.custom_vjp(function)
-    cotangents_of = _function(derivative[0], plan, {})
+    cotangents_of = _function(derivative[0], again)
     start = len(operands)
 
     def backward(operands, cotangents):
@@ -161,7 +180,7 @@ def _has_tangent(x: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
-_REPLAYS: dict[str, Callable[[Equation, list[Any], Plan, Probes], list[Any]]] = {
+_REPLAYS: dict[str, Callable[[Equation, list[Any], _Again], list[Any]]] = {
     "scan": _scan,
     "while": _while,
     "cond": _cond,

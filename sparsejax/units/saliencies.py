@@ -5,7 +5,7 @@ activation times gradient to a number an example and a unit; nothing as large as
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from sparsejax import tree
 from sparsejax._types import Params, wide_dtype
 from sparsejax.groups import Group
 from sparsejax.units.graph import UnitGraph
-from sparsejax.units.replay import run
+from sparsejax.units.replay import Apply, Probe, run
 from sparsejax.units.resizing import Plan
 from sparsejax.units.views import Site, View, look
 
@@ -45,7 +45,8 @@ class Statistics(NamedTuple):
       abs_rs: `E |<-a g>|`.
       mrs: `E <(abar - a) g>`, the change if the unit's mean replaces it, to first order.
       abs_mrs: `E |<(abar - a) g>|`, where abar is the mean of the example's batch.
-      inputs: `{edge: means}`, the mean of every input that a parameter reads: what `remove` puts in its place.
+      inputs: `{edge: means}`, the mean of every input that a parameter reads: what `remove` puts in its place. It has
+        an axis for every scan around the edge, then those of the input, all of length 1 where it is a mean.
 
     >>> stats = Statistics({"hidden": jnp.array([0.5, 0.0])}, *[{}] * 7)
     >>> stats.mean["hidden"].tolist()
@@ -70,11 +71,13 @@ def statistics(
     *,
     key: chex.PRNGKey | None = None,
     at: str = "consumer_input",
+    unseen: str = "raise",
 ) -> Statistics:
     """Returns the mean activation and the saliencies of the units of all groups: what `remove` and `lowest` need.
 
-    The loss is traced at the shapes of each batch, and units are found in it by their places in the parameters. What
-    reads them inside of a loop or a branch is left out; a group that nothing else reads has no entry.
+    The loss is traced at the shapes of each batch, and units are found in it by their places in the parameters. In a
+    scan over stacked layers every layer is a reader; where a scan reads with the same weights in every turn (a
+    recurrent cell), means are means over turns, and saliencies are sums. A group that nothing reads has no entry.
 
     Mean Replacement Pruning (submitted to ICLR 2019), Sections 3.2 and 4.1, Table 1, with the sign of rs as in Eq. 5.
 
@@ -88,15 +91,19 @@ def statistics(
         examples along its first axis; scalars are allowed, and what else there is must be bound in `loss_fn`.
       key: a PRNG key for `rand`; `jax.random.key(0)` if left out.
       at: where activations are taken: "consumer_input", at what the next parameters read, by position if they have
-        weights for each; or "activation", as the paper's code does, before pooling and flattening (not where one
-        input has units of several groups).
+        weights for each; "position", at the same place, but every position that a window slides over by itself, so
+        that abar is a map: what exact bias maps need where units differ from place to place (`bias_maps`); or
+        "activation", as the paper's code does, before pooling and flattening (not where one input has units of several
+        groups).
+      unseen: what happens with groups that are read in while loops and branches, or where the batch's examples are no
+        axis (a loop over them): "raise", or "drop", which gives them no entry.
 
     Returns:
       `Statistics`, in float32 or wider.
 
     Raises:
       ValueError: there are no batches, arrays in one differ in how many examples they have, `loss_fn` gives no scalar,
-        `params` do not fit the graph, or `at` is another word.
+        `params` do not fit the graph, a group is read where it cannot be seen, or `at` or `unseen` is another word.
 
     >>> from sparsejax import units
     >>> params = {"in": jnp.array([[1.0, 2.0]]), "out": jnp.array([[1.0], [3.0]])}
@@ -106,13 +113,21 @@ def statistics(
     >>> stats.mean["in"].tolist(), stats.rs["in"].tolist()
     ([2.0, 4.0], [-2.0, -12.0])
     """
-    if at not in ("consumer_input", "activation"):
-        raise ValueError(f"at={at!r} is no place of a unit; it is 'consumer_input' or 'activation'")
+    if at not in ("consumer_input", "position", "activation") or unseen not in ("raise", "drop"):
+        raise ValueError(
+            f"at={at!r}, unseen={unseen!r}; at, the place of a unit, is 'consumer_input', 'position' or 'activation', "
+            f"unseen is 'raise' or 'drop'"
+        )
     tree.check_structure(params, graph.params, "params")
     sums, view = None, None
     for batch in batches:
         batch = tuple(batch) if isinstance(batch, tuple | list) else (batch,)
         view = look(graph, loss_fn, batch, at)
+        if view.unseen and unseen == "raise":
+            raise ValueError(
+                f"units of {list(view.unseen)} are read where nothing can be measured: {view.unseen}; write such loops "
+                f"as scans that have the examples along an axis, or go without these groups with unseen='drop'"
+            )
         found = _sums(view, params, batch)
         sums = found if sums is None else jax.tree.map(jnp.add, sums, found)
     if sums is None:
@@ -140,6 +155,7 @@ def _sums(view: View, params: Params, batch: tuple) -> _Sums:
         return result * jnp.asarray(view.count, result.dtype)  # the sum, whose derivative is each example's
 
     found = jax.grad(loss)({name: _slot(view, site) for name, site in view.sites.items()})
+    found = {name: _examples_first(view.sites[name], parts) for name, parts in found.items()}
     removed = {name: -parts["ag"] for name, parts in found.items()}
     replaced = {name: x["a"].mean(0, keepdims=True) * x["g"] - x["ag"] for name, x in found.items()}
     abs_rs, abs_mrs = (
@@ -151,10 +167,16 @@ def _sums(view: View, params: Params, batch: tuple) -> _Sums:
 def _slot(view: View, site: Site) -> dict[str, jax.Array]:
     """Returns zeros in whose gradients the means over positions of a, g and a g come out, for every example."""
     dtype = wide_dtype(site.value)
-    return {part: jnp.zeros((view.count, *site.shape), dtype) for part in ("a", "g", "ag")}
+    return {part: jnp.zeros((*site.turns, view.count, *site.shape), dtype) for part in ("a", "g", "ag")}
 
 
-def _probe(view: View, site: Site, slot: dict[str, jax.Array]) -> Callable[[list[Any]], list[Any]]:
+def _examples_first(site: Site, slot: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {part: jnp.moveaxis(x, len(site.turns), 0) for part, x in slot.items()}
+
+
+def _probe(view: View, site: Site, slot: dict[str, jax.Array]) -> Probe:
+    """Returns what watches a site: the sum over turns that share weights goes to the same place, that of a as mean."""
+
     def reduce(x: jax.Array) -> jax.Array:
         return view.over_positions(site, x)
 
@@ -164,12 +186,14 @@ def _probe(view: View, site: Site, slot: dict[str, jax.Array]) -> Callable[[list
 
     def backward(a: jax.Array, g: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         wide_a, wide_g = (x.astype(wide_dtype(x)) for x in (a, g))
-        return g, {"a": reduce(wide_a), "g": reduce(wide_g), "ag": reduce(wide_a * wide_g)}
+        return g, {"a": reduce(wide_a) / site.repeats, "g": reduce(wide_g), "ag": reduce(wide_a * wide_g)}
 
     watch.defvjp(lambda a, slot: (a, a), backward)
 
-    def probe(operands: list[Any]) -> list[Any]:
-        return [watch(x, slot) if number == site.operand else x for number, x in enumerate(operands)]
+    def probe(operands: Sequence[Any], apply: Apply, turns: tuple[Any, ...]) -> list[Any]:
+        own = tuple(turn if count > 1 else 0 for turn, count in zip(turns, site.turns, strict=True))
+        here = {part: x[own] for part, x in slot.items()}
+        return apply([watch(x, here) if number == site.operand else x for number, x in enumerate(operands)])
 
     return probe
 

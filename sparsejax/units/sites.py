@@ -1,6 +1,11 @@
-"""Where units are seen: the operands that parameters read them from, in a program of the graph's parameters."""
+"""Where units are seen: the operands that parameters read them from, in a program of the graph's parameters.
+
+In a scan over layers, whose weights are others in every turn, each turn is a reader of its own, as in the loop written
+out. A recurrent cell reads with the same weights in every turn: its turns are like positions.
+"""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,10 +15,21 @@ from sparsejax.units.components import Components
 from sparsejax.units.flow import Flow
 from sparsejax.units.graph import UnitGraph
 from sparsejax.units.program import CALLS, Equation, Value
-from sparsejax.units.roles import Edge
+from sparsejax.units.roles import Edge, roles
 from sparsejax.units.structure import Program
 
-__all__ = ["MOVES", "Site", "Units", "at_edge", "before_pooling", "edge_names", "numbered"]
+__all__ = [
+    "MOVES",
+    "Site",
+    "Units",
+    "at_edge",
+    "before_pooling",
+    "by_position",
+    "edge_names",
+    "numbered",
+    "slides",
+    "units_in",
+]
 
 MOVES = frozenset({"reshape", "squeeze", "transpose", "expand_dims", "convert_element_type", "copy"})
 """Primitives that change the layout or the dtype of an array, and no more."""
@@ -33,12 +49,16 @@ class Site:
       operand: its number.
       axes: the axes along which means are kept apart: those that hold units, and those with their own weights.
       units: which unit stands at the positions of which of `axes`; axes are counted among `axes`.
+      turns: for every scan around it, how many turns have weights of their own; 1 if they share them.
+      repeats: how many turns share weights.
     """
 
     equation: Equation
     operand: int
     axes: tuple[int, ...]
     units: Units
+    turns: tuple[int, ...] = ()
+    repeats: int = 1
 
     @property
     def value(self) -> Value:
@@ -62,6 +82,11 @@ def edge_names(edges: Sequence[Edge]) -> dict[Edge, str]:
     return names
 
 
+def slides(edge: Edge, axis: int) -> bool:
+    """Returns whether the window of a convolution slides over an axis of the data."""
+    return any(label.frozen for label in edge.equation.pattern.operands[edge.data][axis])
+
+
 def numbered(graph: UnitGraph, program: Program, components: Components) -> UnitGraph:
     """Returns the graph for another program of the same parameters: its units are found by where they are in them."""
     numbers = {}
@@ -73,16 +98,28 @@ def numbered(graph: UnitGraph, program: Program, components: Components) -> Unit
             units = np.arange(group.size) if member.units is None else np.asarray(member.units)
             here = (units >= 0) & (found >= 0)
             numbers[name][units[here]] = found[here]
-    return dataclasses.replace(graph, program=program, components=components, numbers=numbers)
+    edges = tuple(roles(program).edges.values())
+    return dataclasses.replace(graph, program=program, components=components, numbers=numbers, edges=edges)
 
 
-def at_edge(graph: UnitGraph, edge: Edge) -> Site | None:
+def at_edge(graph: UnitGraph, flow: Flow, edge: Edge) -> Site | None:
     """Returns the operand that an edge reads; `None` if it has no units that can be removed."""
     shared = {label for axis in edge.equation.pattern.operands[1 - edge.data] for label in axis}
     labels = edge.equation.pattern.operands[edge.data]
     axes = tuple(axis for axis, found in enumerate(labels) if axis in edge.axes or not shared.isdisjoint(found))
-    units = _units(graph, edge.value, edge.axes)
-    return Site(edge.equation, edge.data, axes, _among(units, axes)) if units else None
+    units = units_in(graph, edge.value, edge.axes)
+    own = flow.varies(edge.equation.inputs[1 - edge.data])
+    lengths = [(loop.params["length"], loop in own) for loop in flow.loops.get(edge.equation, ())]
+    turns = tuple(length if apart else 1 for length, apart in lengths)
+    repeats = math.prod(length for length, apart in lengths if not apart)
+    return Site(edge.equation, edge.data, axes, _among(units, axes), turns, repeats) if units else None
+
+
+def by_position(edge: Edge, site: Site) -> Site:
+    """Returns the operand of an edge with means kept apart along the axes that a window slides over."""
+    axes = tuple(axis for axis in range(len(edge.value.shape)) if axis in site.axes or slides(edge, axis))
+    units = {name: (axes.index(site.axes[place]), along) for name, (place, along) in site.units.items()}
+    return dataclasses.replace(site, axes=axes, units=units)
 
 
 def before_pooling(graph: UnitGraph, flow: Flow, site: Site) -> Site:
@@ -90,18 +127,20 @@ def before_pooling(graph: UnitGraph, flow: Flow, site: Site) -> Site:
     equation, operand = site.equation, site.operand
     while (source := _pooling(flow, equation.inputs[operand])) is not None:
         equation, operand = source, 0
-    if equation is site.equation or len(site.units) > 1:
+    loops = [flow.loops.get(one) for one in (equation, site.equation)]
+    if equation is site.equation or len(site.units) > 1 or loops[0] != loops[1]:
         return site
     value = equation.inputs[operand]
-    found = _units(graph, value, range(len(value.shape)))
+    found = units_in(graph, value, range(len(value.shape)))
     units = {name: place for name, place in found.items() if name in site.units}
     if units.keys() != site.units.keys():
         return site
     axes = tuple(sorted({axis for axis, _ in units.values()}))
-    return Site(equation, operand, axes, _among(units, axes))
+    return dataclasses.replace(site, equation=equation, operand=operand, axes=axes, units=_among(units, axes))
 
 
-def _units(graph: UnitGraph, value: Value, axes: Sequence[int]) -> Units:
+def units_in(graph: UnitGraph, value: Value, axes: Sequence[int]) -> Units:
+    """Returns the units of groups along axes of a value; the first axis for each."""
     found: Units = {}
     known = graph.components.numbers
     for axis in axes:

@@ -15,8 +15,7 @@ from sparsejax.units.components import solve
 from sparsejax.units.flow import flow
 from sparsejax.units.graph import UnitGraph
 from sparsejax.units.program import Value
-from sparsejax.units.roles import roles
-from sparsejax.units.sites import Site, at_edge, before_pooling, edge_names, numbered
+from sparsejax.units.sites import Site, at_edge, before_pooling, by_position, edge_names, numbered
 from sparsejax.units.structure import Program, structure
 
 __all__ = ["Site", "View", "look"]
@@ -35,6 +34,7 @@ class View:
       examples: the axes that count them: the first of every array of the batch.
       sites: `{name: operand}` where units are taken.
       edges: `{edge: (name of the site, operand that the edge reads)}`.
+      unseen: `{group: reason}` for units that are read where nothing can be measured.
     """
 
     groups: dict[str, Group]
@@ -43,6 +43,7 @@ class View:
     examples: tuple[Axis, ...]
     sites: dict[str, Site]
     edges: dict[str, tuple[str, Site]]
+    unseen: dict[str, str]
 
     def over_positions(self, site: Site, x: jax.Array) -> jax.Array:
         """Returns the means (examples, *site.shape) of an operand over all positions."""
@@ -56,28 +57,41 @@ class View:
         return x.mean(-1)
 
     def by_unit(self, values: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Returns means over each unit's places in a site, summed over sites: (n, *site.shape) -> (n, size)."""
+        """Returns means over each unit's places in a site, summed over readers.
+
+        Args:
+          values: `{site: (n, *site.turns, *site.shape)}`.
+
+        Returns:
+          `{group: (n, size)}`.
+        """
         found: dict[str, jax.Array] = {}
         for name, site in self.sites.items():
+            readers = values[name].sum(tuple(range(1, 1 + len(site.turns))))
             for group, (axis, units) in site.units.items():
-                x = _gather(values[name], axis + 1, units, self.groups[group].size)
+                if group in self.unseen:  # a part of it would look like the whole
+                    continue
+                x = _gather(readers, axis + 1, units, self.groups[group].size)
                 found[group] = found[group] + x.astype(found[group].dtype) if group in found else x
         return found
 
     def spread(self, means: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Returns the constant that stands for every input of every edge, from the means of the sites."""
+        """Returns the constant that stands for every input of every edge, from the means (*turns, *shape) of the sites.
+
+        It has an axis for every scan around, and those of the input, of length 1 where it is a mean.
+        """
         found = {}
         for name, (source, site) in self.edges.items():
-            if source not in means:
-                continue
             origin, mean = self.sites[source], means[source]
             if origin.equation is not site.equation:  # a unit's mean goes wherever the edge sees the unit
                 ((group, (axis, units)),) = site.units.items()
-                mean = _gather(mean[None], origin.units[group][0] + 1, origin.units[group][1], self.groups[group].size)
-                along = jnp.where(units >= 0, mean[0][np.maximum(units, 0)], jnp.zeros((), mean.dtype))
-                shape = [size if place == axis else 1 for place, size in enumerate(site.shape)]
-                mean = jnp.broadcast_to(along.reshape(shape), site.shape)
-            found[name] = mean
+                place, along = origin.units[group]
+                mean = _gather(mean.reshape(-1, *origin.shape), place + 1, along, self.groups[group].size)
+                mean = jnp.where(units >= 0, mean[:, np.maximum(units, 0)], jnp.zeros((), mean.dtype))
+                mean = mean.reshape(-1, *(size if place == axis else 1 for place, size in enumerate(site.shape)))
+                mean = jnp.broadcast_to(mean, (len(mean), *site.shape))
+            own = [size if axis in site.axes else 1 for axis, size in enumerate(site.value.shape)]
+            found[name] = mean.reshape(*site.turns, *own)
         return found
 
 
@@ -111,20 +125,27 @@ def _view(graph: UnitGraph, program: Program, count: int, at: str) -> View:
     examples = tuple(atoms_of(value.axes[0]) for value in inputs if value.shape)
     own = numbered(graph, program, solve(program))
     flows = flow(program.body, len(program.leaves))
-    sites: dict[str, Site] = {}
-    edges: dict[str, tuple[str, Site]] = {}
+    view = View(graph.groups, program, count, examples, {}, {}, {})
     names: dict[tuple[Any, int], str] = {}
-    for edge, name in edge_names(tuple(roles(program).edges.values())).items():
-        site = None if edge.inside else at_edge(own, edge)
+    for edge, name in edge_names(own.edges).items():
+        site = at_edge(own, flows, edge)
         if site is None:
             continue
+        site = by_position(edge, site) if at == "position" else site
         source = before_pooling(own, flows, site) if at == "activation" else site
-        if count > 1 and not _example_factors(source, examples):
+        reason = None
+        if edge.equation not in flows.loops:
+            reason = "it is in a while loop or a branch, where the number of turns is not known"
+        elif count > 1 and not _example_factors(source, examples):
+            reason = "the examples of a batch are no axis there"
+        if reason is not None:
+            for group in site.units:
+                view.unseen.setdefault(group, f"{name}: {reason}")
             continue
         first = names.setdefault((source.equation, source.operand), name)
-        sites.setdefault(first, source)
-        edges[name] = (first, site)
-    return View(graph.groups, program, count, examples, sites, edges)
+        view.sites.setdefault(first, source)
+        view.edges[name] = (first, site)
+    return view
 
 
 def _count(batch: tuple[Any, ...]) -> int:

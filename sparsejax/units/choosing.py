@@ -1,0 +1,85 @@
+"""Which units stay, where what they cost together is given: a share of the parameters, of the multiply-adds."""
+
+import math
+from collections.abc import Mapping
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax import groups, quotas, targets
+from sparsejax.budgets import Budget, within
+from sparsejax.gates import Gated
+from sparsejax.groups import Group
+from sparsejax.units.graph import UnitGraph
+
+__all__ = ["affordable"]
+
+
+def affordable(
+    graph: UnitGraph, scores: Mapping[str, chex.Array], budget: Budget, floor: float = 0.0
+) -> dict[str, jax.Array]:
+    """Returns which units stay if the best do, all groups in one competition, as many as a budget allows.
+
+    An entry of a parameter costs something while all its units stay: a kernel gets cheaper with its inputs and with its
+    outputs. Of equal scores the earlier group's and the lower index stay. Works inside `jit` and `vmap`.
+
+    Args:
+      graph: the units.
+      scores: `{group: (size,)}`, floats on one scale, such as `scores.normalized(stats.abs_mrs)`; groups without an
+        entry stay whole, and NaN goes.
+      budget: of the graph's parameters, such as `budgets.multiply_adds(params, report.multiply_adds(fn, params, *args),
+        0.5)`, which the smaller network meets, or `budgets.compression(params, 2.0)`.
+      floor: the share of the units of every group that stays, whatever the scores of the others, in [0, 1]; rounded
+        up, and one at least.
+
+    Returns:
+      `{group: bool (size,)}`, `True` keeps, for `remove`, `shrink` and `UnitGraph.push`.
+
+    Raises:
+      ValueError: `scores` is empty, or has another entry than the graph's groups, or one of another size; the floors,
+        and what cannot be removed, cost more than the budget; `floor` is out of its range; or names in the budget do
+        not fit.
+
+    >>> from sparsejax import units
+    >>> params = {"in": jnp.ones((2, 3)), "out": jnp.ones((3, 1))}
+    >>> graph = units.trace(lambda p, x: jax.nn.relu(x @ p["in"]) @ p["out"], params, jnp.ones((1, 2)))
+    >>> affordable(graph, {"in": jnp.array([0.2, 0.1, 0.3])}, Budget({"in": 1, "out": 1}, limit=6))["in"].tolist()
+    [True, False, True]
+    """
+    graph.check(scores)
+    if not scores:
+        raise ValueError(f"scores={scores} has no group, so no unit can go; the graph has {list(graph.groups)}")
+    least = {name: _least(groups.lookup(graph.groups, name, "scores"), floor) for name in scores}
+    _check_reachable(graph, least, budget, floor)
+    aux = {name: _protected(jnp.asarray(values), least[name]) for name, values in scores.items()}
+    return targets.units(budget, graph.groups).choose(Gated(graph.params, aux))
+
+
+def _least(group: Group, floor: float) -> int:
+    """Returns how many units of a group stay."""
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor={floor} must be in [0, 1], the share of the units of every group that stays")
+    return max(1, math.ceil(quotas.fraction(floor) * group.size))
+
+
+def _check_reachable(graph: UnitGraph, least: Mapping[str, int], budget: Budget, floor: float) -> None:
+    """Raises unless the limit suffices for the units that stay at least; a traced one is not looked at."""
+    if isinstance(budget.limit, jax.core.Tracer):
+        return
+    floors = {name: np.arange(graph.groups[name].size) < count for name, count in least.items()}
+    with jax.ensure_compile_time_eval():
+        possible = bool(jax.jit(lambda kept: within(budget, graph.push(kept), graph.params))(floors))
+    if not possible:
+        raise ValueError(
+            f"budget.limit={budget.limit} cannot be met: floor={floor} of every group, and what cannot be removed, "
+            f"cost more; allow more, or lower the floor"
+        )
+
+
+def _protected(scores: jax.Array, least: int) -> jax.Array:
+    """Returns scores in which the best units, as many as stay at least, beat all others."""
+    order = jnp.argsort(-scores)  # stable, and NaN is last
+    safe = jnp.zeros(scores.shape, bool).at[order[:least]].set(True)
+    return jnp.where(safe, jnp.inf, scores)
