@@ -30,10 +30,12 @@ from experiments.workshop import Workshop
 LENET5: dict[str, Any] = {
     "model": "lenet5",
     "batch_size": 64,
-    "learning_rate": 0.01,
+    "learning_rate": 0.02,
     "rate": 10.0,
     "penalty": 3e-4,
     "factors": {"Conv_0": 0.02, "Conv_1": 0.2, "Dense_1": 0.1},
+    "magnitudes": True,
+    "pretraining": 0.25,
 }
 
 # What each data set is trained with unless the command line says otherwise.
@@ -42,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 90, "rate": setup.gates("digits"), "rates": (1.0, 4.0, 10.0)},
     "mnist_5k": {"epochs": 40, **LENET5},
     "mnist": {"epochs": 20, **LENET5},
-    "fashion_mnist": {"epochs": 10, **LENET5},
+    "fashion_mnist": {"epochs": 12, **LENET5},
     "cifar10": {"model": "vgg-like", "epochs": 300, "learning_rate": 0.05},
     "cifar100": {"model": "vgg-like", "epochs": 300, "learning_rate": 0.05},
     "imagenet2012": {"model": "resnet50", "epochs": 90, "learning_rate": 0.1, "weight_decay": 1e-5, "seeds": 1},
@@ -50,7 +52,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # The published settings: learning rates of the weights while pruning, which are Adam's in our reading, the compression
 # and the multiply-adds that were reached. Another network is asked for with --model.
-PUBLISHED: dict[str, Any] = {"optimizer": "adam", "ablations": False}
+PUBLISHED: dict[str, Any] = {"optimizer": "adam", "ablations": False, "magnitudes": False, "pretraining": 0.5}
 PRETRAINED: dict[str, Any] = {**PUBLISHED, "starts": ("pretrained",)}
 PAPER: dict[tuple[str, str], dict[str, Any]] = {
     ("mnist", "lenet5"): {
@@ -110,6 +112,15 @@ class Config(setup.Options):
     """Pull on every auxiliary parameter."""
     factors: dict[str, float] | None = None
     """What the rate is multiplied with in some layers, where weights are pruned."""
+    pretraining: float | None = None
+    """Share of the epochs after which a trained network is pruned."""
+    magnitudes: bool | None = None
+    """Whether the auxiliary parameters of a trained network's weights start in proportion to their magnitudes, and not
+    at random. `pretrained_rate` and `pretrained_penalty` are then theirs, and there are no factors."""
+    pretrained_rate: float | None = None
+    """Learning rate of the auxiliary parameters that start from magnitudes."""
+    pretrained_penalty: float | None = None
+    """Pull on them."""
     unit_rate: float | None = None
     """Learning rate of the auxiliary parameters of units."""
     optimizer: Literal["sgd", "adam"] | None = None
@@ -137,9 +148,14 @@ class Job(Workshop):
     config: Config
 
     @cached_property
-    def half(self) -> Recipe:
-        """The recipe of the dense network that is pruned when it is trained: half of the epochs."""
-        return dataclasses.replace(self.recipe, epochs=max(1, self.recipe.epochs // 2))
+    def before(self) -> Recipe:
+        """The recipe of the dense network that is pruned when it is trained."""
+        return dataclasses.replace(self.recipe, epochs=max(1, round(self.config.pretraining * self.recipe.epochs)))
+
+    @cached_property
+    def after(self) -> Recipe:
+        """The recipe of what follows: as many epochs as are left."""
+        return dataclasses.replace(self.recipe, epochs=max(1, self.recipe.epochs - self.before.epochs))
 
     @property
     def rule(self) -> Rule:
@@ -147,9 +163,17 @@ class Job(Workshop):
         config = self.config
         return Rule(config.rate, config.factors, config.penalty, descent=DESCENTS[config.optimizer])
 
+    def of(self, start: str) -> Rule:
+        """Returns how gates of weights are trained from one of the starts."""
+        config = self.config
+        if start == "scratch" or not config.magnitudes:
+            return self.rule
+        settings = {"rate": config.pretrained_rate, "penalty": config.pretrained_penalty, "factors": {}}
+        return dataclasses.replace(self.rule, start=gating.magnitudes, **settings)
+
     def gated(self, initial) -> Recipe:
-        """Returns the recipe of networks with gates: all epochs from scratch, the other half of a trained network."""
-        config, recipe = self.config, self.recipe if initial is None else self.half
+        """Returns the recipe of networks with gates: all epochs from scratch, what is left of a trained network."""
+        config, recipe = self.config, self.recipe if initial is None else self.after
         schedule = recipe.schedule if config.last is None else rates.geometric(config.last)
         return dataclasses.replace(recipe, learning_rate=config.pruning_rate or recipe.learning_rate, schedule=schedule)
 
@@ -188,6 +212,7 @@ def settle(config: Config) -> Config:
     """Returns the configuration with the paper's setting, or the data set's preset, where the user left a choice."""
     preset = {"rate": setup.gates(config.dataset), "penalty": 1e-3, "factors": {}, "optimizer": "sgd", "seeds": 3}
     preset["weight_decay"] = 5e-4
+    preset |= {"pretraining": 0.5, "magnitudes": False, "pretrained_rate": 0.1, "pretrained_penalty": 0.02}
     preset |= {"starts": ("scratch", "pretrained"), "ablations": True, "unit_rate": 0.5, "rates": (0.01, 0.1, 0.5)}
     preset |= {"compressions": (10, 20, 30, 80), "shares": (0.5, 0.25, 0.1), **PRESETS[config.dataset]}
     if config.model not in (None, preset.get("model")):
@@ -201,12 +226,12 @@ def find(job: Job) -> Found:
     reference = job.measure("dense", job.train("dense", dense(job.recipe)))
     initial = dict.fromkeys(config.starts)
     if "pretrained" in config.starts:
-        half = job.train("dense, half", dense(job.half), job.half)
-        initial["pretrained"] = (half.params, half.model_state)
+        trained = job.train("dense, to prune", dense(job.before), job.before)
+        initial["pretrained"] = (trained.params, trained.model_state)
 
     def weights(start: str, ratio: float) -> Measured:
         name = f"{start} {ratio:g}x"
-        return job.measure(name, job.weights(name, ratio, rule, initial[start]))
+        return job.measure(name, job.weights(name, ratio, job.of(start), initial[start]))
 
     def thinned(start: str, share: float) -> Measured:
         name = f"{start}, units {share:.0%}"

@@ -16,7 +16,7 @@ class Found(NamedTuple):
 
     dense: Measured
     weights: dict[str, dict[float, Measured]]
-    """Weights pruned, by start and compression asked: from "scratch", or from a network "pretrained" for half of the
+    """Weights pruned, by start and compression asked: from "scratch", or from a network "pretrained" for some of the
     epochs."""
     units: dict[str, dict[float, Measured]]
     """Units pruned, by start and share of the multiply-adds asked."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from functools import reduce
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,6 +22,13 @@ from sparsejax.transforms import AutopruneState, FreezeAtState
 
 Descent = Callable[[Recipe], optax.GradientTransformation]
 """What makes a direction of the gradient of the weights; the learning rate comes after it."""
+Start = Callable[[chex.PRNGKey, chex.ArrayTree], Gated]
+"""What makes gated weights of weights."""
+
+
+def magnitudes(key: chex.PRNGKey, params: chex.ArrayTree) -> Gated:
+    """Returns gates in proportion to the magnitudes of trained weights; `key` is not read."""
+    return sj.gates.from_magnitudes(params)
 
 
 def momentum(recipe: Recipe) -> optax.GradientTransformation:
@@ -50,10 +58,12 @@ class Rule:
     """0 is the paper's update, 1 the regular one of binary networks."""
     descent: Descent = momentum
     """How the weights are trained."""
+    start: Start = sj.gates.init
+    """The auxiliary parameters of weights at the start."""
 
     def settings(self) -> dict[str, Any]:
         """Returns the rule as JSON-serialisable values."""
-        functions = {name: names.of(getattr(self, name)) for name in ("surrogate", "descent")}
+        functions = {name: names.of(getattr(self, name)) for name in ("surrogate", "descent", "start")}
         return {**dataclasses.asdict(self), **functions}
 
 
@@ -73,7 +83,7 @@ def weights(recipe: Recipe, rule: Rule, target: Target | None = None) -> Method:
         recipe,
         rule,
         target,
-        init=sj.gates.init,
+        init=rule.start,
         forward=lambda gated: sj.gates.apply(gated, rule.surrogate, rule.power),
         finalize=sj.gates.finalize,
     )

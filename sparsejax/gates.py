@@ -22,7 +22,7 @@ from sparsejax import masks as masking
 from sparsejax import ops, surrogates, tree
 from sparsejax._types import Mask, Params, Where, wide_dtype
 
-__all__ = ["Gated", "apply", "finalize", "init", "masks"]
+__all__ = ["Gated", "apply", "finalize", "from_magnitudes", "init", "masks"]
 
 Surrogate = Callable[[jax.Array], jax.Array]
 """`m -> h'(m) >= 0`, one of `sparsejax.surrogates`."""
@@ -74,6 +74,41 @@ def init(
     for name in names:
         tree.check_no_nan(name, leaves[name])
     return Gated(params, gaussian(key, {name: leaves[name] for name in names}, mean, std))
+
+
+def from_magnitudes(params: Params, where: Where = None, mean: float = 0.1) -> Gated:
+    """Returns trained parameters with auxiliary parameters in proportion to their weights' magnitudes.
+
+    `m = mean |w| / E|w|`, with one `E|w|` over all selected leaves. The penalty, which pulls all alike, then closes the
+    gates of small weights first, as global magnitude pruning does, and gradients only have to tell where that is wrong.
+    The paper does not say how auxiliary parameters of a trained network start; with `init` the first gates to close are
+    drawn at random.
+
+    Args:
+      params: the tree of trained parameters.
+      where: which leaves, see `sparsejax.tree.select`.
+      mean: of all auxiliary parameters, > 0.
+
+    Returns:
+      A `Gated`; auxiliary parameters are float32, or float64 for weights of that dtype. Zeros start pruned.
+
+    Raises:
+      ValueError: no leaf is selected; a selected leaf is empty, holds NaN or is not of a float dtype; all selected
+        weights are zeros; `mean` is out of range.
+
+    Source: ours, for Xiao et al., AutoPrune, 2019, section 4.6.
+
+    >>> gated = from_magnitudes({"a": jnp.array([[1.0, -3.0]]), "b": jnp.array([[0.0, 4.0]])})
+    >>> {name: m.round(3).tolist() for name, m in gated.aux.items()}
+    {'a': [[0.05, 0.15]], 'b': [[0.0, 0.2]]}
+    """
+    _check_mean(mean)
+    leaves = tree.named(params)
+    sizes = {name: _magnitudes(name, leaves[name]) for name in tree.select(params, where)}
+    average = sum(jnp.sum(size) for size in sizes.values()) / sum(size.size for size in sizes.values())
+    if not _is_traced(average) and average == 0:
+        raise ValueError(f"params has only zeros in {sorted(sizes)}, so that every weight would start out pruned")
+    return Gated(params, {name: mean * size / average.astype(size.dtype) for name, size in sizes.items()})
 
 
 def apply(gated: Gated, surrogate: Surrogate = surrogates.softplus, power: float = 0.0) -> Params:
@@ -156,13 +191,22 @@ def gaussian(
     key: chex.PRNGKey, shapes: Mapping[str, Any], mean: chex.Numeric, std: chex.Numeric
 ) -> dict[str, jax.Array]:
     """Returns Gaussian auxiliary parameters for a flat dict of arrays or shapes, float32 or wider."""
-    if not (_is_traced(mean) or 0 < mean < math.inf):
-        raise ValueError(f"mean={mean} must be > 0 and finite, or most of the network would start out pruned")
+    _check_mean(mean)
     if not (_is_traced(std) or 0 <= std < math.inf):
         raise ValueError(f"std={std} must be >= 0 and finite; the paper has 0.05")
     shaped = {name: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for name, leaf in shapes.items()}
     drawn = tree.draw(key, {name: shape.update(dtype=wide_dtype(shape)) for name, shape in shaped.items()})
     return {name: jnp.asarray(mean, z.dtype) + jnp.asarray(std, z.dtype) * z for name, z in drawn.items()}
+
+
+def _check_mean(mean: chex.Numeric) -> None:
+    if not (_is_traced(mean) or 0 < mean < math.inf):
+        raise ValueError(f"mean={mean} must be > 0 and finite, or most of the network would start out pruned")
+
+
+def _magnitudes(name: str, leaf: chex.Array) -> jax.Array:
+    tree.check_no_nan(name, leaf)
+    return jnp.abs(jnp.asarray(leaf, wide_dtype(leaf)))
 
 
 def check_finite(gated: Gated) -> None:

@@ -152,6 +152,23 @@ def test_factors_belong_to_the_layers_of_the_presets_network():
     assert job("--dataset", "mnist", "--model", "lenet300").rule.factors == {}
 
 
+def test_gates_of_a_trained_network_start_from_magnitudes():
+    asked = job("--dataset", "mnist")
+    assert (asked.before.epochs, asked.after.epochs) == (1, 3)
+    rule = asked.of("pretrained")
+    assert (rule.rate, rule.penalty, rule.factors) == (0.1, 0.02, {})
+    assert asked.of("scratch") == asked.rule
+    assert asked.rule.start is sj.gates.init
+    params = initial(MODEL, 4)
+    gated = gating.weights(RECIPE, rule).init(jax.random.key(1), params)
+    expected = sj.gates.from_magnitudes(params)
+    jax.tree.map(np.testing.assert_array_equal, gated.aux, expected.aux)
+    assert rule.settings()["start"] == "magnitudes"
+    plain = job("--dataset", "mnist", "--magnitudes", "False", "--pretraining", "0.5")
+    assert plain.of("pretrained") == plain.rule
+    assert (plain.before.epochs, plain.after.epochs) == (2, 2)
+
+
 def test_adam_takes_the_step_of_adam_and_factors_slow_a_layer_down():
     rule = Rule(2.0, {"Dense_0": 0.25}, penalty=0.05, surrogate=sj.surrogates.linear, descent=gating.adam)
     method = gating.weights(RECIPE, rule)

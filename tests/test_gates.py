@@ -174,6 +174,21 @@ def test_seeds_in_a_batch_are_the_seeds_one_by_one():
         np.testing.assert_allclose(grads.aux["k"][seed], expected.aux["k"], rtol=1e-6)
 
 
+def test_gates_from_magnitudes_close_in_the_order_of_global_magnitude_pruning():
+    params = laws.TREES["dict"][0](jnp.float32)
+    gated = jax.jit(gates.from_magnitudes)(params)
+    kernels = {name: np.asarray(leaf) for name, leaf in sj.tree.named(params).items() if name in gated.aux}
+    assert set(gated.aux) == set(sj.tree.select(params))
+    flat = np.concatenate([np.ravel(m) for m in gated.aux.values()])
+    np.testing.assert_allclose(flat.mean(), 0.1, rtol=1e-5)
+    weights = np.concatenate([np.abs(np.ravel(kernels[name])) for name in gated.aux])
+    np.testing.assert_array_equal(np.argsort(flat, kind="stable"), np.argsort(weights, kind="stable"))
+    np.testing.assert_allclose(flat / weights, flat[0] / weights[0], rtol=1e-5)  # one scale for all leaves
+    half = gates.from_magnitudes({"k": jnp.array([[1.0, -3.0]], jnp.bfloat16)}, mean=0.5)
+    assert half.aux["k"].dtype == jnp.float32
+    np.testing.assert_allclose(half.aux["k"], [[0.25, 0.75]])
+
+
 def test_the_mask_counts_what_finalize_leaves():
     gated = gates.init(jax.random.key(3), laws.TREES["dict"][0](jnp.float32), mean=0.05)
     share = sj.masks.sparsity(gates.masks(gated), gated.weights)
@@ -194,6 +209,9 @@ WRONG = {
     "selects nothing": (lambda: gates.init(KEY, PARAMS, where="conv"), "where='conv' matches no leaf"),
     "integer leaf": (lambda: gates.init(KEY, PARAMS, where="steps"), "leaf 'steps' has dtype int32"),
     "nan weights": (lambda: gates.init(KEY, {"k": jnp.full((2, 2), jnp.nan)}), "leaf 'k' holds 4 NaN"),
+    "magnitudes of zeros": (lambda: gates.from_magnitudes({"k": jnp.zeros((2, 2))}), r"only zeros in \['k'\]"),
+    "magnitudes of nan": (lambda: gates.from_magnitudes({"k": jnp.full((2, 2), jnp.nan)}), "leaf 'k' holds 4 NaN"),
+    "mean magnitude is 0": (lambda: gates.from_magnitudes(PARAMS, mean=0.0), "mean=0.0 must be > 0"),
     "mean is 0": (lambda: gates.init(KEY, PARAMS, mean=0.0), "mean=0.0 must be > 0"),
     "mean is nan": (lambda: gates.init(KEY, PARAMS, mean=math.nan), "mean=nan must be > 0"),
     "std is negative": (lambda: gates.init(KEY, PARAMS, std=-1.0), "std=-1.0 must be >= 0"),
