@@ -5,13 +5,22 @@ from typing import Annotated
 import tyro
 from tyro.conf import subcommand
 
-from experiments import adaptive_sparsity, autoprune, baselines, directional_pruning, prepare_data, quickstart
+from experiments import (
+    adaptive_sparsity,
+    autoprune,
+    baselines,
+    directional_pruning,
+    mean_replacement,
+    prepare_data,
+    quickstart,
+)
 
 EXPERIMENTS = {
     "quickstart": quickstart,
     "adaptive_sparsity": adaptive_sparsity,
     "directional_pruning": directional_pruning,
     "autoprune": autoprune,
+    "mean_replacement": mean_replacement,
     "baselines": baselines,
     "prepare_data": prepare_data,
 }

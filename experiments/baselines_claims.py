@@ -1,6 +1,5 @@
 """What `experiments.baselines` finds, and what is said of pruning methods that holds of it."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,22 +52,10 @@ def gains(found: Found, one: str, other: str) -> dict[float, np.ndarray]:
     return {share: found.rows[one][share].accuracy - found.rows[other][share].accuracy for share in reached}
 
 
-def is_ahead(points: Sequence[np.ndarray]) -> bool:
-    """Returns whether differences, over seeds at each sparsity, are above 0 by more than two standard errors.
-
-    Seeds are what varies: a seed's difference is its mean over the sparsities.
-    """
-    if not len(points):
-        return False
-    of_seeds = np.mean(points, 0)
-    error = of_seeds.std(ddof=1) / np.sqrt(len(of_seeds)) if len(of_seeds) > 1 else 0.0
-    return bool(of_seeds.mean() > 2 * error)
-
-
 def ahead(found: Found, statement: str, paper: str, one: str, other: str) -> Claim:
     """Returns the claim that one method is more accurate than another on average over the sparsities."""
     points = gains(found, one, other)
-    return Claim(statement, paper, _by_share(points), is_ahead(list(points.values())))
+    return Claim(statement, paper, _by_share(points), results.is_ahead(list(points.values())))
 
 
 def claims(found: Found) -> list[Claim]:

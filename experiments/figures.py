@@ -3,7 +3,7 @@
 Colours are Okabe and Ito's, which the colour-blind can tell apart; every series has a marker or a label of its own too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +43,20 @@ def style(index: int) -> dict[str, str]:
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
+def deviation(values: np.ndarray) -> float:
+    """Returns the sample standard deviation over seeds; 0 for one seed."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
 def curves(
-    ax: Axes, series: Mapping[str, np.ndarray], x_label: str, y_label: str, x: Sequence[float] | None = None
+    ax: Axes,
+    series: Mapping[str, np.ndarray],
+    x_label: str,
+    y_label: str,
+    x: Sequence[float] | None = None,
+    half: Callable[[np.ndarray], float] = deviation,
 ) -> None:
-    """Draws a line a series with a band of one standard deviation over seeds.
+    """Draws a line a series with a band around it, of one standard deviation over seeds unless told otherwise.
 
     Args:
       ax: where.
@@ -54,12 +64,13 @@ def curves(
       x_label: what the points count.
       y_label: what the values are.
       x: where the points are; 1, 2, ... if left out.
+      half: values over seeds -> half the width of the band.
     """
     for index, (name, values) in enumerate(series.items()):
         places, mean = np.arange(1, len(values) + 1) if x is None else np.asarray(x), values.mean(1)
         colour = COLOURS[index % len(COLOURS)]
         ax.plot(places, mean, label=name, color=colour, linewidth=1.4, linestyle=("-", "--")[index // len(COLOURS)])
-        around = np.array([deviation(row) for row in values])
+        around = np.array([half(row) for row in values])
         ax.fill_between(places, mean - around, mean + around, color=colour, alpha=0.15, linewidth=0)
     ax.set(xlabel=x_label, ylabel=y_label)
     ax.legend(fontsize=8, frameon=False)
@@ -91,11 +102,6 @@ def tradeoff(ax: Axes, series: Mapping[str, Sequence[Point]], x_label: str, y_la
     ax.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
-
-
-def deviation(values: np.ndarray) -> float:
-    """Returns the sample standard deviation over seeds; 0 for one seed."""
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def layers(ax: Axes, series: Mapping[str, Mapping[str, np.ndarray]], y_label: str) -> None:

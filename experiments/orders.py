@@ -3,6 +3,7 @@
 The run key is the same in every epoch of a seed, the epoch key another in each.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import chex
@@ -28,6 +29,28 @@ def shuffled(run_key: chex.PRNGKey, epoch_key: chex.PRNGKey, count: int, batch_s
     steps = count // batch_size
     order = jax.random.permutation(epoch_key, count)
     return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class windows:  # called like the functions around it, but two of the same length are equal and print as them
+    """Batches of a training run that is cut into windows of so many steps, each an "epoch" to the training loop.
+
+    A window takes the images in as many new orders as it needs, each without its last, partial batch.
+    """
+
+    steps: int
+    """Number of batches, at least 1."""
+
+    def __post_init__(self):
+        """Raises `ValueError` for a window without steps."""
+        if self.steps < 1:
+            raise ValueError(f"steps: got {self.steps}, but a window has at least 1")
+
+    def __call__(self, run_key: chex.PRNGKey, epoch_key: chex.PRNGKey, count: int, batch_size: int) -> jax.Array:
+        """Returns int32 (steps, batch_size); no batch if there are fewer images than one has."""
+        passes = -(-self.steps // max(1, count // batch_size))
+        orders = [shuffled(run_key, key, count, batch_size) for key in jax.random.split(epoch_key, passes)]
+        return jnp.concatenate(orders)[: self.steps]
 
 
 def alternating_halves(run_key: chex.PRNGKey, epoch_key: chex.PRNGKey, count: int, batch_size: int) -> jax.Array:

@@ -128,6 +128,18 @@ def spread(values: np.ndarray, digits: int = 2) -> str:
     return f"{values.mean():.{digits}f}{deviation}"
 
 
+def is_ahead(points: Sequence[np.ndarray]) -> bool:
+    """Returns whether differences, over seeds at each sparsity, are above 0 by more than two standard errors.
+
+    Seeds are what varies: a seed's difference is its mean over the sparsities.
+    """
+    if not len(points):
+        return False
+    of_seeds = np.mean(points, 0)
+    error = of_seeds.std(ddof=1) / np.sqrt(len(of_seeds)) if len(of_seeds) > 1 else 0.0
+    return bool(of_seeds.mean() > 2 * error)
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Returns an aligned Markdown table, which reads well in a terminal too; the first column is text."""
     widths = [max(len(str(row[i])) for row in [headers, *rows]) for i in range(len(headers))]

@@ -24,6 +24,7 @@ ModelName = Literal[
     "wrn-16-8",
     "wrn-28-10",
     "alexnet",
+    "alexnet-valid",
     "resnet50",
     "mobilenetv2",
 ]
@@ -43,6 +44,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "wrn-16-8": models.WideResNet,
     "wrn-28-10": models.WideResNet28x10,
     "alexnet": models.AlexNet,
+    "alexnet-valid": models.ValidAlexNet,
     "resnet50": models.ResNet50,
     "mobilenetv2": models.MobileNetV2,
 }

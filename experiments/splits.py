@@ -109,6 +109,21 @@ class Dataset:
     std: tuple[float, ...]
 
 
+def enlarged(dataset: Dataset, factor: int) -> Dataset:
+    """Returns a data set in which pixels become squares of factor x factor, for networks that want larger images.
+
+    Raises:
+      ValueError: `factor` is less than 1, or the data set is a stream, which has a transformation for that.
+    """
+    if factor == 1:
+        return dataset
+    parts = (dataset.train, dataset.validation, dataset.test)
+    if factor < 1 or not all(isinstance(part, Split) for part in parts):
+        raise ValueError(f"factor={factor}: pixels of images in memory become squares of 1 or more pixels each way")
+    larger = [Split(part.images.repeat(factor, 1).repeat(factor, 2), part.labels) for part in parts]
+    return dataclasses.replace(dataset, train=larger[0], validation=larger[1], test=larger[2])
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Load:
     """Number of a batch -> the batch: one read for all of its images, which is much faster than one each."""

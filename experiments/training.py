@@ -61,6 +61,7 @@ def train(
     config: dict[str, Any] | None = None,
     devices: Sequence[jax.Device] | None = None,
     snapshots: Sequence[int] = (),
+    visit: Callable[[int, Networks], None] | None = None,
 ) -> Run:
     """Trains `recipe.seeds` networks on the training split and follows them on the validation split.
 
@@ -80,6 +81,9 @@ def train(
       devices: to shard batches over; None takes all local ones.
       snapshots: numbers of epochs after which the networks are kept, 0 for the initial ones, in `Run.snapshots` and in
         the directory.
+      visit: is called with the number of complete epochs and the finalised (params, model_state), which are gone when
+        it returns: first with those from which the run starts or goes on, then after every epoch, before a checkpoint
+        makes a killed run go on from there.
 
     Returns:
       A `Run`.
@@ -113,8 +117,13 @@ def train(
         if len(history) in snapshots:
             folder.keep(len(history), (finalize(state.trainable), state.model_state))
 
+    def show() -> None:
+        if visit is not None:
+            visit(len(history), (finalize(state.trainable), state.model_state))
+
     if not folder.has(len(history)):
         keep()
+    show()
     compile_seconds = 0.0
     if len(history) < recipe.epochs:
         advance, compile_seconds = _compile(programs, state, method, dataset, recipe, sharding)
@@ -124,6 +133,7 @@ def train(
                 history.append({"epoch": len(history) + 1, "learning_rate": rate(len(history)), **row})
                 folder.log(history[-1])
                 keep()  # before the checkpoint, beyond which a killed run repeats everything
+                show()
                 if len(history) == recipe.epochs or _due(len(history), recipe.checkpoint_every):
                     folder.save(len(history), state)
                 bar.set_postfix(_summary(history[-1], shapes[0]), refresh=False)

@@ -1,7 +1,7 @@
 """What the networks of an experiment are made from, and how each is trained, found again, counted and tested."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -44,6 +44,7 @@ class Workshop:
         initial: Networks | None = None,
         model: nn.Module | None = None,
         snapshots: Sequence[int] = (),
+        visit: Callable[[int, Networks], None] | None = None,
         **asked,
     ) -> Run:
         """Trains networks, or reads them from disk.
@@ -55,6 +56,7 @@ class Workshop:
           initial: what to start from.
           model: another network than the dense one.
           snapshots: epochs after which networks are kept.
+          visit: is shown the networks after every epoch.
           asked: JSON-serialisable settings of the method, which the folder records.
 
         Returns:
@@ -62,7 +64,8 @@ class Workshop:
         """
         folder = self.directory / "runs" / name.replace(" ", "_")
         recipe, model = recipe or self.recipe, model or self.model
-        return training.train(model, method, self.dataset, recipe, folder, initial, config=asked, snapshots=snapshots)
+        seen = {"snapshots": snapshots, "visit": visit}
+        return training.train(model, method, self.dataset, recipe, folder, initial, config=asked, **seen)
 
     def measure(
         self, name: str, run: Run, model: nn.Module | None = None, pruned: Sequence[str] | None = None, asked=None

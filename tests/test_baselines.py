@@ -12,7 +12,7 @@ from tiny_data import tiny
 
 import sparsejax as sj
 from experiments import __main__ as cli
-from experiments import baselines_claims, calibration, compiling, models, training
+from experiments import calibration, compiling, models, results, training
 from experiments.methods import Recipe
 from experiments.sparsifying import shuffled, through_training
 from sparsejax import recipes
@@ -105,11 +105,11 @@ def test_shuffled_masks_keep_their_counts_and_lose_their_places():
 
 
 def test_one_is_ahead_only_if_seeds_agree():
-    assert baselines_claims.is_ahead([np.array([1.0, 1.2, 0.9]), np.array([0.3, 0.5, 0.4])])
-    assert not baselines_claims.is_ahead([np.array([2.0, -1.0, 0.5])])
-    assert not baselines_claims.is_ahead([np.array([-0.1]), np.array([-0.1])])
-    assert baselines_claims.is_ahead([np.array([0.1])])
-    assert not baselines_claims.is_ahead([])
+    assert results.is_ahead([np.array([1.0, 1.2, 0.9]), np.array([0.3, 0.5, 0.4])])
+    assert not results.is_ahead([np.array([2.0, -1.0, 0.5])])
+    assert not results.is_ahead([np.array([-0.1]), np.array([-0.1])])
+    assert results.is_ahead([np.array([0.1])])
+    assert not results.is_ahead([])
 
 
 def test_a_cache_of_ones_own_stays_in_use():

@@ -9,7 +9,7 @@ from the random numbers "dropout" in training. Padding is PyTorch's, and so is b
 from experiments.models.layers import Conv, Dense, one_by_one
 from experiments.models.lenets import LeNet5, LeNet300100, ReluLeNet5
 from experiments.models.mobile import InvertedResidual, MobileNetV2
-from experiments.models.plain import AlexNet, ConvNet, MediumConv, SmallConv
+from experiments.models.plain import AlexNet, ConvNet, MediumConv, SmallConv, ValidAlexNet
 from experiments.models.residual import Block, Bottleneck, ResNet50, WideResNet, WideResNet28x10
 from experiments.models.sizes import (
     multiplied,
@@ -37,6 +37,7 @@ __all__ = [
     "ReluLeNet5",
     "ResNet50",
     "SmallConv",
+    "ValidAlexNet",
     "Vgg11",
     "Vgg16",
     "VggLike",

@@ -51,6 +51,11 @@ def batch_norm(train: bool, momentum: float = 0.9, epsilon: float = 1e-5) -> Cal
     return partial(nn.BatchNorm, use_running_average=not train, momentum=momentum, epsilon=epsilon)
 
 
+def activated(x: jax.Array, normalised: bool, train: bool) -> jax.Array:
+    """Returns the ReLU of `x`, or of its batch norm without a scale and a shift, a submodule of the calling module."""
+    return nn.relu(batch_norm(train)(use_scale=False, use_bias=False)(x) if normalised else x)
+
+
 def conv_norm(
     x: jax.Array, width: int, train: bool, name: str, size: int = 1, stride: int = 1, groups: int = 1
 ) -> jax.Array:

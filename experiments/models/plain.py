@@ -1,11 +1,11 @@
-"""Networks of convolutions, ReLUs, max pooling and dense layers, and nothing else: no batch norm, no shortcuts."""
+"""Networks of convolutions, ReLUs, max pooling and dense layers, without shortcuts, and without batch norm at first."""
 
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 
-from experiments.models.layers import Conv, Dense, check_size, glorot, one_by_one, torch_uniform
+from experiments.models.layers import Conv, Dense, activated, check_size, glorot, one_by_one, torch_uniform
 from experiments.pooling import max_pool
 
 
@@ -17,10 +17,12 @@ class ConvNet(nn.Module):
     Attributes:
       classes: number of classes.
       widths: channels of the convolutions, then units of the hidden dense layers, as many as there are.
+      normalised: whether batch norm, without a scale and a shift, comes before every ReLU.
     """
 
     classes: int
     widths: tuple[int, ...]
+    normalised: bool = False
 
     fixed_widths = 0
     over_seeds = staticmethod(one_by_one)
@@ -43,12 +45,13 @@ class ConvNet(nn.Module):
         for stage in self.stages:
             for size in stage:
                 initial = self.of_convolutions(size * size * x.shape[-1])
-                x = nn.relu(Conv(next(widths), (size, size), padding=self.padding, **initial)(x))
+                x = Conv(next(widths), (size, size), padding=self.padding, **initial)(x)
+                x = activated(x, self.normalised, train)
             x = max_pool(x)
         x = x.reshape(x.shape[0], -1)
         for width in widths:
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
-            x = nn.relu(Dense(width, **self.of_dense_layers(x.shape[-1]))(x))
+            x = activated(Dense(width, **self.of_dense_layers(x.shape[-1]))(x), self.normalised, train)
         return Dense(self.classes, **self.of_dense_layers(x.shape[-1]))(x)
 
 
@@ -87,8 +90,8 @@ class AlexNet(nn.Module):
     """AlexNet as in torchvision, the single-column variant of *One weird trick*, without local response normalisation.
 
     It has 61,100,840 parameters on 224x224x3 with 1000 classes, the 61.10 million of *Adaptive Sparsity Loss*, which
-    starts from torchvision's weights. *Mean Replacement Pruning* has other widths and no padding, and no results for
-    it. Everything starts from PyTorch's default. Training drops half the inputs of each hidden dense layer.
+    starts from torchvision's weights. *Mean Replacement Pruning* has another one, `ValidAlexNet`. Everything starts
+    from PyTorch's default. Training drops half the inputs of each hidden dense layer.
 
     torchvision averages what the convolutions leave to 6x6, which is what they leave of 224x224; here the dense layers
     take what they get.
@@ -98,16 +101,20 @@ class AlexNet(nn.Module):
     Attributes:
       classes: number of classes.
       widths: channels of the five convolutions, units of the two hidden dense layers.
+      normalised: whether batch norm, without a scale and a shift, comes before every ReLU.
     """
 
     classes: int
     widths: tuple[int, ...] = (64, 192, 384, 256, 256, 4096, 4096)
+    normalised: bool = False
 
     fixed_widths = 0
     over_seeds = staticmethod(one_by_one)
 
     # Size, stride and padding of each convolution, and whether 3x3 max pooling with stride 2 follows.
     convolutions = ((11, 4, 2, True), (5, 1, 2, True), (3, 1, 1, False), (3, 1, 1, False), (3, 1, 1, True))
+    dropout = 0.5
+    initial = staticmethod(torch_uniform)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -115,12 +122,34 @@ class AlexNet(nn.Module):
         check_size(images, 63, "AlexNet")
         widths, x = iter(self.widths), images
         for size, stride, padding, pooled in self.convolutions:
-            initial = torch_uniform(size * size * x.shape[-1])
-            x = nn.relu(Conv(next(widths), (size, size), strides=stride, padding=padding, **initial)(x))
+            initial = self.initial(size * size * x.shape[-1])
+            x = Conv(next(widths), (size, size), strides=stride, padding=padding, **initial)(x)
+            x = activated(x, self.normalised, train)
             if pooled:
                 x = nn.max_pool(x, (3, 3), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
         for width in widths:
-            x = nn.Dropout(0.5, deterministic=not train)(x)
-            x = nn.relu(Dense(width, **torch_uniform(x.shape[-1]))(x))
-        return Dense(self.classes, **torch_uniform(x.shape[-1]))(x)
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+            x = activated(Dense(width, **self.initial(x.shape[-1]))(x), self.normalised, train)
+        return Dense(self.classes, **self.initial(x.shape[-1]))(x)
+
+
+class ValidAlexNet(AlexNet):
+    """The AlexNet of mean replacement pruning: wider than torchvision's, without padding and without dropout.
+
+    It has 41,406,824 parameters on 224x224x3 with 1000 classes. No pooling follows the last convolution. Initialisers
+    as in `SmallConv`.
+
+    *Mean Replacement Pruning*, submitted to ICLR 2019, section 6.3.
+
+    Attributes:
+      classes: number of classes.
+      widths: channels of the five convolutions, units of the two hidden dense layers.
+      normalised: as for `AlexNet`.
+    """
+
+    widths: tuple[int, ...] = (96, 256, 384, 384, 256, 4096, 4096)
+
+    convolutions = ((11, 4, 0, True), (5, 1, 0, True), (3, 1, 0, False), (3, 1, 0, False), (3, 1, 0, False))
+    dropout = 0.0
+    initial = staticmethod(glorot)
