@@ -16,7 +16,7 @@ import optax
 import tyro
 
 import sparsejax as sj
-from benchmarks import timing
+from experiments import timing
 from experiments.models import LeNet5
 from experiments.results import table
 from sparsejax.groups import Group, Member

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import tyro
 
-from benchmarks import timing
+from experiments import timing
 from experiments.results import table
 from sparsejax.transforms import grda, sum_of_rates
 

@@ -21,8 +21,7 @@ import numpy as np
 import tyro
 from matplotlib.axes import Axes
 
-from benchmarks import timing
-from experiments import figures
+from experiments import figures, timing
 from experiments.results import table
 from sparsejax import select
 

@@ -19,8 +19,7 @@ import optax
 import tyro
 from matplotlib.axes import Axes
 
-from benchmarks import timing
-from experiments import figures
+from experiments import figures, timing
 from experiments.results import table
 from sparsejax import recipes
 

@@ -15,8 +15,7 @@ import numpy as np
 import tyro
 
 import sparsejax as sj
-from benchmarks import timing
-from experiments import models, pruning, steps
+from experiments import models, pruning, steps, timing
 from experiments.methods import Recipe, dense
 from experiments.rates import cosine_cycles
 from experiments.results import table

@@ -5,7 +5,8 @@
 Every network sees the same number of epochs in all, in cosine cycles. Methods that start from a trained network train
 it for all cycles but the last, prune it, and fine-tune it for the last one; the others take all cycles at once. The
 controls are the dense network trained on for the last cycle, and a thin dense network with as many parameters as
-pruning leaves.
+pruning leaves. Whole units go too, until a share of the multiply-adds is left; that network is cut to its size, and its
+control is a thin dense network of as many multiply-adds.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import chex
 import jax
 
 import sparsejax as sj
-from experiments import compiling, figures, models, pruning, results, setup, stages
+from experiments import compiling, figures, models, pruning, results, setup, shrinking, stages
 from experiments.methods import dense
 from experiments.results import Measured
 from experiments.sparsifying import Around, through_training
@@ -35,6 +36,8 @@ class Config(setup.Options):
     """Further sparsities, for the trade-off picture."""
     mus: tuple[float, ...] = (0.51, 0.6, 0.74, 0.8)
     """Growth of gRDA's threshold, which cannot be asked for a sparsity: the table has the nearest one."""
+    share: float = 0.5
+    """Share of the multiply-adds that stays where units are removed."""
 
 
 def main(config: Config) -> Path:
@@ -48,14 +51,16 @@ def main(config: Config) -> Path:
         initial = (start.params, start.model_state)
         trained_on = after(start, workshop.stage("dense, same epochs", dense, workshop.last, initial=initial))
         controls = [workshop.row("dense", start), workshop.row("dense, same epochs", trained_on)]
+        units, cut = shrinking.rows(workshop, start, config.share)
+        units.append(thin_row(workshop, config.share))
         rows = {share: list(pruned_rows(workshop, start, share)) for share in sorted({config.target, *config.sweep})}
         averaged = list(stages.averaged_rows(workshop, config.dataset, config.mus))
     nearest = min(averaged, key=lambda network: abs(network.sparsity.mean() - 100 * config.target))
-    report = describe(config, [*controls, *rows[config.target], nearest])
+    report = describe(config, [*controls, *rows[config.target], nearest, *units], cut)
     print(report)
     pruned = [network for group in rows.values() for network in group] + averaged
     draw(config, controls[1], pruned, directory / "tradeoff.png")
-    networks = controls + pruned
+    networks = controls + pruned + units
     results.write(directory, report, config, recipe, networks)
     print(f"\nreport, picture and logs are in {directory}")
     return directory
@@ -86,6 +91,16 @@ def pruned_rows(workshop: Stages, start: Run, share: float) -> Iterator[Measured
     yield workshop.row("thin dense", workshop.stage("thin dense" + label, dense, workshop.every, model=thin), thin)
 
 
+def thin_row(workshop: Stages, share: float) -> Measured:
+    """Returns the thin dense network with a share of the multiply-adds."""
+
+    def count(model) -> int:
+        return models.multiply_adds(model, workshop.image).total
+
+    thin, name = models.thin(workshop.model, round(share * count(workshop.model)), count), "thin dense, multiply-adds"
+    return workshop.row(name, workshop.stage(f"{name} {share:g}", dense, workshop.every, model=thin), thin)
+
+
 def recipes(workshop: Stages, share: float) -> dict[str, tuple[Around, chex.ArrayTree]]:
     """Returns two classic recipes and their targets: pruned until the last cycle, and sparse from the start."""
     ramp, exchange = workshop.ramp, workshop.exchange
@@ -107,13 +122,17 @@ def magnitude(params, share: float):
     return jax.vmap(prune)(params)
 
 
-def describe(config: Config, networks: list[Measured]) -> str:
-    """Returns the report: one row a network."""
+def describe(config: Config, networks: list[Measured], cut: shrinking.Cut) -> str:
+    """Returns the report: one row a network, and what cutting one to its size gains."""
     return (
         f"# Quickstart on {config.dataset}: {config.target:.0%} of the weights of the pruned layers removed\n\n"
         f"{config.seeds} seeds, mean ± standard deviation. The test split was used once, after training. Training "
         f"seconds are for all seeds together, without compilation; multiply-adds are per image, and nothing here skips "
-        f"zeros for you.\n\n{results.network_table(networks)}\n"
+        f"zeros for you. Where units are replaced, and in their control, {config.share:.0%} of the multiply-adds are "
+        f"left.\n\n"
+        f"{results.network_table(networks)}\n\n"
+        f"The same network without its zeros: every seed's arrays are cut, and it computes what it did.\n\n"
+        f"{shrinking.describe(cut)}\n"
     )
 
 

@@ -8,8 +8,15 @@ import flax.linen as nn
 import sparsejax as sj
 from experiments import models
 from sparsejax.groups import Groups
+from sparsejax.units import UnitGraph
 
 PREFIX = "params/"
+
+
+@functools.cache
+def graph(model: nn.Module, image_shape: tuple[int, int, int]) -> UnitGraph:
+    """Returns the units of a network on images (h, w, c), as a function of all its variables."""
+    return sj.units.trace(model.apply, *models.variable_shapes(model, image_shape))
 
 
 @functools.cache
@@ -28,10 +35,10 @@ def of(model: nn.Module, image_shape: tuple[int, int, int]) -> Groups:
     Raises:
       ValueError: no unit of the network can be removed; the message has the reasons.
     """
-    graph = sj.units.trace(model.apply, *models.variable_shapes(model, image_shape))
-    if not graph.groups:
-        raise ValueError(f"no unit of {type(model).__name__} can be removed:\n{graph}")
-    return {name.removeprefix(PREFIX): _of_parameters(group) for name, group in graph.groups.items()}
+    units = graph(model, image_shape)
+    if not units.groups:
+        raise ValueError(f"no unit of {type(model).__name__} can be removed:\n{units}")
+    return {name.removeprefix(PREFIX): _of_parameters(group) for name, group in units.groups.items()}
 
 
 def _of_parameters(group: sj.groups.Group) -> sj.groups.Group:

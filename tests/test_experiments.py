@@ -22,9 +22,18 @@ def prepared(tmp_path_factory):
 pytestmark = pytest.mark.usefixtures("relaxed")
 
 
+def cells(printed, name):
+    """The row of a table that begins with a name, by column."""
+    split = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+    (number,) = [number for number, row in enumerate(split) if row[0] == name]
+    head = max(n for n in range(number) if split[n + 1][0].startswith(":--"))
+    return dict(zip(split[head], split[number], strict=True))
+
+
 @pytest.mark.slow
 def test_quickstart_writes_table_picture_and_logs_and_resumes(prepared, tmp_path, capsys):
     arguments = ["quickstart", *TINY, str(prepared), "--results", str(tmp_path), "--sweep", "0.85", "--mus", "0.6"]
+    arguments += ["--share", "0.156"]  # so both thin networks have the same widths, and are compiled once
     module, config = cli.parse(arguments)
     directory = module.main(config)
     printed = capsys.readouterr().out
@@ -41,12 +50,20 @@ def test_quickstart_writes_table_picture_and_logs_and_resumes(prepared, tmp_path
         "gradual magnitude",
         "RigL",
         "gRDA",
+        "units replaced by zeros",
+        "units replaced by means",
+        "units replaced by means, fine-tuned",
+        "thin dense, multiply-adds",
     }
     assert all(f"| {name}" in printed for name in names)
     assert (directory / "tradeoff.png").read_bytes().startswith(b"\x89PNG")
     for network in record["networks"]:
         if network["name"].startswith("one-shot"):
             np.testing.assert_allclose(network["sparsity_of_pruned_layers"], 85, atol=0.2)
+    masked, cut = (cells(printed, f"units replaced by means, fine-tuned{end}") for end in ("", ", cut"))
+    assert cut["test accuracy %"] == masked["test accuracy %"]
+    assert 14 < float(cut["of dense %"].split(" ±")[0]) <= 15.6
+    assert float(cut["largest difference of a logit"]) < 1e-4
     again = module.main(config)
     finished = json.loads((again / "results.json").read_text())
     assert [n["test_accuracy"] for n in finished["networks"]] == [n["test_accuracy"] for n in record["networks"]]
