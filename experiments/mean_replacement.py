@@ -183,6 +183,7 @@ class Job(Workshop):
         loss = copies.losses_of(jax.tree.map(lambda leaf: leaf[None], variables), batches)[0]
         penalties = copies.losses(variables, ways, stats, batches) - loss
         found = {"loss": loss, "penalties": penalties.reshape(len(self.choices), len(SCORES), -1)}
+        found["first"] = copies.first_order(variables, ways, stats, batches).reshape(len(self.choices), len(SCORES))
         found |= self.followed(variables, ways, batches)
         if epoch in self.tuned_marks:
             found["tuned"] = self.tuned(epoch, seed, variables, ways, stats, batches) - loss
@@ -280,7 +281,9 @@ def gather(job: Job, run: Run) -> Found:
             raise FileNotFoundError(f"{job.path(epoch)} is gone, and the run is past it; delete {job.directory}")
         with np.load(job.path(epoch)) as file:
             files.append(dict(file))
-    stacked = {name: np.stack([file[name] for file in files]) for name in ("loss", "penalties", "gone", "squares")}
+    stacked = {
+        name: np.stack([file[name] for file in files]) for name in ("loss", "penalties", "first", "gone", "squares")
+    }
     return Found(
         steps=job.config.every * np.arange(1, job.recipe.epochs + 1),
         choices=job.choices,

@@ -32,6 +32,8 @@ class Found(NamedTuple):
     """Of the whole network on the validation split, in percent, (marks, seeds)."""
     penalties: np.ndarray
     """(marks, seeds, choices, scores, 2)."""
+    first: np.ndarray
+    """By how much means have the lower penalty than zeros to first order, (marks, seeds, choices, scores)."""
     gone: np.ndarray
     """Which of the followed units each score removes, bool (marks, seeds, scores, units)."""
     squares: np.ndarray
@@ -174,17 +176,18 @@ def describe(dataset: str, model: str, found: Found, checked: Sequence[Claim]) -
         f"# Mean replacement on {dataset}: {model}, {len(found.steps)} measurements of {found.loss.shape[1]} networks\n"
         f"\nA penalty is what the removal of units adds to the loss, on training images. Means over measurements, ± "
         f'standard deviation over seeds. "mean lower" is the share of measurements in which replacement by the mean '
-        f"has the lower penalty, of those that differ. The networks end at {found.accuracies[-1].mean():.2f}% on the "
+        f'has the lower penalty, of those that differ. "first order" is how well that difference correlates with the '
+        f"derivative of the loss along the biases that take the means, which is 0 at a minimum: near 1, means help or "
+        f"harm because the network is on its way. The networks end at {found.accuracies[-1].mean():.2f}% on the "
         f"validation split."
     )
-    parts = [
-        intro,
-        "## By score, over all choices of units",
-        _by_score(found),
-        "## By choice of units, over all scores",
-    ]
-    parts += [_by_choice(found), "## After fine-tuning", _by_tuning(found), "## Claims", results.claims_table(checked)]
-    return "\n\n".join(parts)
+    parts = {
+        "By score, over all choices of units": _by_score(found),
+        "By choice of units, over all scores": _by_choice(found),
+        "After fine-tuning": _by_tuning(found),
+        "Claims": results.claims_table(checked),
+    }
+    return "\n\n".join([intro, *(f"## {title}\n\n{part}" for title, part in parts.items())])
 
 
 def _by_score(found: Found) -> str:
@@ -199,8 +202,10 @@ def _by_choice(found: Found) -> str:
     rows = []
     for number, choice in enumerate(found.choices):
         penalties = [spread(found.penalties[:, :, number, :, how].mean((0, 2)), 4) for how in range(len(REPLACED))]
-        rows.append([choice.name, *penalties, f"{lower(found.gain[:, :, number]):.1%}"])
-    return results.table(["layers, amount", "penalty, zero", "penalty, mean", "mean lower"], rows)
+        gain, first = found.gain[:, :, number], found.first[:, :, number]
+        correlation = np.corrcoef(gain.ravel(), first.ravel())[0, 1]
+        rows.append([choice.name, *penalties, f"{lower(gain):.1%}", f"{correlation:.2f}"])
+    return results.table(["layers, amount", "penalty, zero", "penalty, mean", "mean lower", "first order"], rows)
 
 
 def _by_tuning(found: Found) -> str:

@@ -100,6 +100,8 @@ class Copies:
         self.without = jax.jit(self._without)
         self._pairs = jax.jit(self._losses_of_pairs)
         self._each = jax.jit(self._losses_of_each)
+        self._gradient = jax.jit(jax.grad(self.loss))
+        self._along = jax.jit(self._derivatives)
         self._steps = jax.jit(self._several_steps)
 
     def statistics(self, variables: chex.ArrayTree, batches: Iterable[Batch], key: chex.PRNGKey) -> Statistics:
@@ -114,6 +116,18 @@ class Copies:
     def losses(self, variables: chex.ArrayTree, ways: Ways, stats: Statistics, batches: Sequence[Batch]) -> np.ndarray:
         """Returns the loss of copies without units, (ways, 2): as `REPLACED` has it."""
         return _mean(lambda *batch: self._pairs(variables, ways, stats, *batch), batches)
+
+    def first_order(
+        self, variables: chex.ArrayTree, ways: Ways, stats: Statistics, batches: Sequence[Batch]
+    ) -> np.ndarray:
+        """Returns by how much means have the lower loss than zeros to first order, (ways,).
+
+        That is the derivative of the loss along the biases that take the means: 0 at a minimum of the loss.
+        """
+        counts = np.array([len(labels) for _, labels in batches], np.float32)
+        gradients = [self._gradient(variables, *batch) for batch in batches]
+        gradient = jax.tree.map(lambda *leaves: np.average(leaves, axis=0, weights=counts), *gradients)
+        return np.asarray(self._along(variables, gradient, ways, stats))
 
     def losses_of(self, copies: chex.ArrayTree, batches: Sequence[Batch]) -> np.ndarray:
         """Returns the losses of networks with a leading axis, (networks,)."""
@@ -188,6 +202,13 @@ class Copies:
             )
 
         return jax.lax.map(pair, ways)
+
+    def _derivatives(self, variables, gradient, ways, stats):
+        def derivative(kept):
+            zero, mean = (self._removed(variables, kept, stats, how) for how in REPLACED)
+            return optax.tree.vdot(gradient, jax.tree.map(jnp.subtract, zero, mean))
+
+        return jax.lax.map(derivative, ways)
 
     def _losses_of_each(self, copies, images, labels):
         return jax.lax.map(lambda variables: self.loss(variables, images, labels), copies)

@@ -47,7 +47,10 @@ class _Bracket(NamedTuple):
     at_high: jax.Array
 
 
-def best_of_each(leaves: Sequence[jax.Array], kept: jax.Array, contests: Sequence[int]) -> list[jax.Array]:
+# Both searches are traced once for every shape, whatever looks for a mask and however often: tracing them takes longer
+# than compiling them.
+@partial(jax.jit, static_argnames="contests")
+def best_of_each(leaves: Sequence[jax.Array], kept: jax.Array, contests: tuple[int, ...]) -> list[jax.Array]:
     """Returns which scores are among the best of their contest; a leaf is in one contest, with others or alone.
 
     Of equal scores, those of the earlier leaf and then of the lower index (row-major) survive. NaN never does.
@@ -60,7 +63,7 @@ def best_of_each(leaves: Sequence[jax.Array], kept: jax.Array, contests: Sequenc
     Returns:
       A bool array like each leaf.
 
-    >>> [mask.tolist() for mask in best_of_each([jnp.array([3.0, 1.0]), jnp.array([2.0])], jnp.array([2]), [0, 0])]
+    >>> [mask.tolist() for mask in best_of_each([jnp.array([3.0, 1.0]), jnp.array([2.0])], jnp.array([2]), (0, 0))]
     [[True, False], [True]]
     """
     seats, taken = [], [0] * kept.size
@@ -77,6 +80,7 @@ def best_of_each(leaves: Sequence[jax.Array], kept: jax.Array, contests: Sequenc
     return _best(_Contests(leaves, axes, seats, max(taken), lambda x, i: x[contests[i]], gather), kept)
 
 
+@partial(jax.jit, static_argnames="axes")
 def best_along(scores: jax.Array, kept: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Returns which scores are among the best along some axes; every place along the others is its own contest.
 

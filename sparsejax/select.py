@@ -91,7 +91,7 @@ def leafwise(
             found[name] = best_along(entry.scores, kept[name], entry.axes)
     if whole := [name for name in entries if name not in found]:
         counts = jnp.stack([kept[name] for name in whole])
-        best = best_of_each([entries[name].scores for name in whole], counts, range(len(whole)))
+        best = best_of_each([entries[name].scores for name in whole], counts, tuple(range(len(whole))))
         found |= zip(whole, best, strict=True)
     return _leave(scores, entries, found, grain, among)
 
@@ -140,7 +140,7 @@ def globally(
     else:
         kept = sum(quotas.kept(shares[name], size) for name, size in sizes.items())
     kept = quotas.advance(kept, sum(sizes.values()), progress)
-    found = best_of_each([entry.scores for entry in entries.values()], kept[None], [0] * len(entries))
+    found = best_of_each([entry.scores for entry in entries.values()], kept[None], (0,) * len(entries))
     return _leave(scores, entries, dict(zip(entries, found, strict=True)), grain, among)
 
 

@@ -146,7 +146,7 @@ def _target(budget: Budget, push: Callable[[Kept, Params], Mask], protect: Calla
         scores = [m.astype(dtype) for m in leaves]
 
         def largest(count: jax.Array) -> Kept:
-            best = search.best_of_each(scores, count[None], [0] * len(scores))
+            best = search.best_of_each(scores, count[None], (0,) * len(scores))
             return dict(zip(names, best, strict=True))
 
         def halve(_, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -134,6 +134,22 @@ def test_losses_of_copies_are_those_with_changed_inputs(case):
     assert np.abs(found - losses(variables, images, labels)).max() > 1e-3
 
 
+def test_first_order_is_the_derivative_along_the_biases(case):
+    copies, variables, batches, stats = case
+    ways = jax.tree.map(lambda kept: kept[::5], copies.select(stats))
+    zero, mean = (jax.tree.map(lambda x, i=i: x[i::2], copies.without(variables, ways, stats)) for i in (0, 1))
+    found = copies.first_order(variables, ways, stats, batches)
+    for row, value in enumerate(found):
+        step = jax.tree.map(lambda z, m, row=row: np.float64(z[row]) - np.float64(m[row]), zero, mean)
+
+        def moved(t, step=step):
+            there = jax.tree.map(lambda leaf, d: np.asarray(leaf + t * d, np.float32), variables, step)
+            return np.average([losses(there, *batch) for batch in batches], weights=[8, 4])
+
+        np.testing.assert_allclose(value, (moved(1e-2) - moved(-1e-2)) / 2e-2, rtol=0.05, atol=1e-3)
+    assert np.abs(found).max() > 1e-2
+
+
 def test_copies_learn_and_what_was_removed_stays_removed(case):
     copies, variables, batches, stats = case
     ways = jax.tree.map(lambda kept: kept[:2], copies.select(stats))
@@ -251,6 +267,7 @@ def found(penalties, **changes):
         loss=rng.random((4, 2)),
         accuracies=rng.random((4, 2)),
         penalties=penalties,
+        first=rng.random(penalties.shape[:-1]),
         gone=gone,
         squares=rng.integers(1, 9, (4, 2, len(SCORES), len(SQUARES) - 1)),
         tuning=(10,),

@@ -51,7 +51,7 @@ leafwise = jax.jit(select.leafwise, static_argnames=("grain", "scope"))
 
 @pytest.fixture(scope="module")
 def best_of_960():
-    return jax.jit(lambda scores, kept: search.best_of_each([scores], kept[None], [0])[0])
+    return jax.jit(lambda scores, kept: search.best_of_each([scores], kept[None], (0,))[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -65,7 +65,7 @@ def test_a_leaf_keeps_the_best_as_a_stable_sort_does(kind, dtype, best_of_960):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_every_count_of_small_leaves(size):
-    run = jax.jit(lambda scores, kept: search.best_of_each([scores], kept[None], [0])[0])
+    run = jax.jit(lambda scores, kept: search.best_of_each([scores], kept[None], (0,))[0])
     for seed in range(20):
         scores = jnp.asarray(np.random.default_rng(seed).integers(0, 4, size), jnp.float32)
         for kept in range(size + 1):
