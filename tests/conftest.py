@@ -1,5 +1,6 @@
 """Strict JAX for every test: 8 CPU devices, no silent promotion, one compilation cache, little optimisation."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -14,6 +15,9 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
 import pytest
+
+# Tracing makes millions of objects that live on; looking for garbage among them is a twentieth of the time.
+gc.set_threshold(200_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)
