@@ -25,6 +25,7 @@ from experiments.models import (
     ReluLeNet5,
     ResNet50,
     SmallConv,
+    ValidAlexNet,
     Vgg11,
     Vgg16,
     VggLike,
@@ -102,6 +103,13 @@ def alexnet_size(widths, classes):
     return convolutions + layer(d, e, 3, 13) + layer(36 * e, f) + layer(f, g) + layer(g, classes)
 
 
+def valid_alexnet_size(widths, classes):
+    # 224 -> 54 -> 26 -> 22 -> 10 -> 8 -> 6 -> 4 pixels
+    a, b, c, d, e, f, g = widths
+    convolutions = layer(3, a, 11, 54) + layer(a, b, 5, 22) + layer(b, c, 3, 8) + layer(c, d, 3, 6)
+    return convolutions + layer(d, e, 3, 4) + layer(16 * e, f) + layer(f, g) + layer(g, classes)
+
+
 def resnet50_size(widths, classes):
     normed = partial(layer, bias=False, norm=True)
     total, before, side = normed(3, widths[0], 7, 112), widths[0], 56
@@ -147,6 +155,7 @@ NETWORKS = {
     "wrn-16-8": ((32, 32, 3), 100, 11_012_036, None, partial(wide_resnet_size, 16)),
     "wrn-28-10": ((32, 32, 3), 100, 36_546_980, None, partial(wide_resnet_size, 28)),
     "alexnet": ((224, 224, 3), 1000, 61_100_840, "7.1e+08", alexnet_size),
+    "alexnet-valid": ((224, 224, 3), 1000, 41_406_824, None, valid_alexnet_size),
     "resnet50": ((224, 224, 3), 1000, 25_557_032, "4.09e+09", resnet50_size),
     "mobilenetv2": ((224, 224, 3), 1000, 3_504_872, "3.0e+08", mobilenet_size),
 }
@@ -244,7 +253,15 @@ def test_lenet5_is_caffes_or_has_relus(network, least):
 
 @pytest.mark.parametrize(
     ("model", "least"),
-    [(LeNet5(10), 16), (SmallConv(10), 24), (MediumConv(10), 24), (Vgg11(10), 32), (Vgg16(10), 32), (AlexNet(10), 63)],
+    [
+        (LeNet5(10), 16),
+        (SmallConv(10), 24),
+        (MediumConv(10), 24),
+        (Vgg11(10), 32),
+        (Vgg16(10), 32),
+        (AlexNet(10), 63),
+        (ValidAlexNet(10), 163),
+    ],
 )
 def test_networks_refuse_images_of_which_nothing_would_be_left(model, least):
     for shape in ((least, least - 1, 3), (least - 1, least, 3)):
@@ -315,7 +332,7 @@ class Reference:
 
     def norm(self, name, x, epsilon=1e-5):
         x = (x - self.statistics[f"{name}/mean"]) / np.sqrt(self.statistics[f"{name}/var"] + epsilon)
-        return x * self.params[f"{name}/scale"] + self.params[f"{name}/bias"]
+        return x * self.params.get(f"{name}/scale", 1) + self.params.get(f"{name}/bias", 0)
 
     def conv_norm(self, name, x, stride=1, pad=0):
         return self.norm(f"{name}_norm", self.conv(name, x, stride, pad))
@@ -376,6 +393,25 @@ def alexnet_forward(net, x):
     return net.dense("Dense_2", relu(net.dense("Dense_1", x)))
 
 
+def normalised_valid_alexnet_forward(net, x):
+    for i, stride in enumerate((4, 1, 1, 1, 1)):
+        x = relu(net.norm(f"BatchNorm_{i}", net.conv(f"Conv_{i}", x, stride)))
+        x = pooled(x, 3) if i < 2 else x
+    x = flat(x)
+    for i in range(2):
+        x = relu(net.norm(f"BatchNorm_{i + 5}", net.dense(f"Dense_{i}", x)))
+    return net.dense("Dense_2", x)
+
+
+def normalised_small_forward(net, x):
+    for i in range(3):
+        x = pooled(relu(net.norm(f"BatchNorm_{i}", net.conv(f"Conv_{i}", x))))
+    x = flat(x)
+    for i in range(2):
+        x = relu(net.norm(f"BatchNorm_{i + 3}", net.dense(f"Dense_{i}", x)))
+    return net.dense("Dense_2", x)
+
+
 def resnet50_forward(net, x):
     x = pooled(relu(net.conv_norm("stem", x, 2, 3)), 3, pad=1)
     for stage, blocks in enumerate((3, 4, 6, 3), start=1):
@@ -407,6 +443,12 @@ def mobilenet_forward(net, x):
         (Vgg16(3, widths=(7, 6) * 6 + (7, 9, 8)), (32, 33, 2), partial(plain_forward, (2, 2, 3, 3, 3), 1)),
         (VggLike(3, widths=(7, 6) * 6 + (7, 9)), (20, 13, 2), vgg_like_forward),
         (AlexNet(3, widths=(7, 6, 7, 6, 5, 9, 8)), (63, 68, 2), alexnet_forward),
+        (
+            ValidAlexNet(3, widths=(7, 6, 7, 6, 8, 12, 9), normalised=True),
+            (163, 165, 1),
+            normalised_valid_alexnet_forward,
+        ),
+        (SmallConv(3, widths=(7, 6, 5, 9, 8), normalised=True), (24, 25, 2), normalised_small_forward),
         (ResNet50(3, widths=(5, 2, 3, 2, 3)), (21, 28, 2), resnet50_forward),
         (MobileNetV2(3, widths=(4, 5, 4, 5, 4, 5, 4, 5, 8)), (21, 28, 2), mobilenet_forward),
     ],

@@ -113,13 +113,14 @@ class AlexNet(nn.Module):
 
     # Size, stride and padding of each convolution, and whether 3x3 max pooling with stride 2 follows.
     convolutions = ((11, 4, 2, True), (5, 1, 2, True), (3, 1, 1, False), (3, 1, 1, False), (3, 1, 1, True))
+    smallest = 63
     dropout = 0.5
     initial = staticmethod(torch_uniform)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        """Returns the logits of `images`, float (n, h, w, c), h and w at least 63; otherwise raises `ValueError`."""
-        check_size(images, 63, "AlexNet")
+        """Returns the logits of `images`, float (n, h, w, c); raises `ValueError` if they are too small."""
+        check_size(images, self.smallest, type(self).__name__)
         widths, x = iter(self.widths), images
         for size, stride, padding, pooled in self.convolutions:
             initial = self.initial(size * size * x.shape[-1])
@@ -151,5 +152,6 @@ class ValidAlexNet(AlexNet):
     widths: tuple[int, ...] = (96, 256, 384, 384, 256, 4096, 4096)
 
     convolutions = ((11, 4, 0, True), (5, 1, 0, True), (3, 1, 0, False), (3, 1, 0, False), (3, 1, 0, False))
+    smallest = 163
     dropout = 0.0
     initial = staticmethod(glorot)
