@@ -17,7 +17,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,21 +25,23 @@ import tyro
 from matplotlib.axes import Axes
 
 import sparsejax as sj
-from experiments import figures, models, timing
+from experiments import figures, models, setup, timing
 from experiments.results import table
 
-NETWORKS: dict[str, tuple[nn.Module, tuple[int, int, int]]] = {
-    "lenet5": (models.LeNet5(10), (28, 28, 1)),
-    "small-conv": (models.SmallConv(10), (32, 32, 3)),
-    "vgg11": (models.Vgg11(10), (32, 32, 3)),
-    "vgg16": (models.Vgg16(10), (32, 32, 3)),
-    "wrn-16-8": (models.WideResNet(10), (32, 32, 3)),
-    "wrn-28-10": (models.WideResNet28x10(10), (32, 32, 3)),
-    "alexnet": (models.AlexNet(1000), (224, 224, 3)),
-    "mobilenetv2": (models.MobileNetV2(1000), (224, 224, 3)),
-    "resnet50": (models.ResNet50(1000), (224, 224, 3)),
-}
 Name = Literal["lenet5", "small-conv", "vgg11", "vgg16", "wrn-16-8", "wrn-28-10", "alexnet", "mobilenetv2", "resnet50"]
+CIFAR, IMAGENET = (10, (32, 32, 3)), (1000, (224, 224, 3))
+SIZES: dict[Name, tuple[int, tuple[int, int, int]]] = {  # classes, and the shape of an image
+    "lenet5": (10, (28, 28, 1)),
+    "small-conv": CIFAR,
+    "vgg11": CIFAR,
+    "vgg16": CIFAR,
+    "wrn-16-8": CIFAR,
+    "wrn-28-10": CIFAR,
+    "alexnet": IMAGENET,
+    "mobilenetv2": IMAGENET,
+    "resnet50": IMAGENET,
+}
+NETWORKS = {name: (setup.MODELS[name](classes), image) for name, (classes, image) in SIZES.items()}
 DENSE, SMALL, THIN = "dense", "small", "thin"
 LOSS, STATISTICS = "forward and backward", "statistics"
 

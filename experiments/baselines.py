@@ -171,8 +171,7 @@ def papers(stages: Stages, config: Config, share: float) -> Iterator[Measured]:
 def controls(stages: Stages, start: Run, snip: Run, share: float) -> Iterator[Measured]:
     """Yields the thin dense network of as many parameters, and SNIP with its masks shuffled, from the same start."""
     count = partial(models.parameter_count, image_shape=stages.image)
-    thin = models.thin(stages.model, pruning.remaining(stages.shapes, share), count)
-    yield stages.row("thin dense", stages.stage(f"thin dense {share:g}", dense, stages.every, model=thin), thin)
+    yield staging.thin_row(stages, "thin dense", share, pruning.remaining(stages.shapes, share), count)
 
     params, model_state = start.snapshots[0]
     mask = reordered(stages, jax.tree.map(lambda leaf: leaf != 0, snip.params))

@@ -27,6 +27,7 @@ from experiments import (
     rates,
     results,
     setup,
+    steps,
     training,
     tuning,
 )
@@ -126,8 +127,7 @@ class Job(Workshop):
     @property
     def marks(self) -> list[int]:
         """The epochs after which networks are kept; the last one is among them."""
-        count = self.config.snapshots
-        return sorted({max(1, round(self.recipe.epochs * i / count)) for i in range(1, count + 1)})
+        return self.spread(self.config.snapshots)
 
     def network(self, name: str, method: Method, **asked) -> Measured:
         """Trains and measures a network; sparsities are those of all parameters."""
@@ -180,7 +180,7 @@ def compare(job: Job) -> tuple[Measured, dict[float, Measured], dict[float, Meas
 def examine(job: Job, descent: Measured, averaged: dict[float, Measured], cut: dict[float, Measured]) -> Found:
     """Measures what lies between the networks, of the first seed, and their losses and accuracies, of all."""
     runs = {network.name: network.run for network in (descent, *averaged.values())}
-    snapshots = {name: {e: geometry.one(run.snapshots[e]) for e in job.marks} for name, run in runs.items()}
+    snapshots = {name: {e: steps.one(run.snapshots[e]) for e in job.marks} for name, run in runs.items()}
     start, chosen = snapshots.pop(descent.name), choose(averaged)
     end = start[job.marks[-1]]
     last = {mu: snapshots[network.name][job.marks[-1]] for mu, network in averaged.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,24 @@ class Scores(NamedTuple):
     loss: jax.Array
     accuracy: jax.Array
     top5: jax.Array
+
+
+def loss(model: nn.Module, normalize: Normalizer) -> Callable[..., jax.Array]:
+    """Returns the mean cross-entropy of one network on one batch, to differentiate.
+
+    Args:
+      model: `apply(variables, images, train)` -> logits (n, classes).
+      normalize: uint8 images -> float images.
+
+    Returns:
+      (variables, images (n, h, w, c), labels (n,)) -> a scalar, in evaluation mode.
+    """
+
+    def mean_loss(variables: chex.ArrayTree, images: jax.Array, labels: jax.Array) -> jax.Array:
+        logits = model.apply(variables, normalize(images), train=False)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    return mean_loss
 
 
 def sums(model: nn.Module, normalize: Normalizer) -> Callable[..., Scores]:

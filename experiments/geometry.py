@@ -88,11 +88,6 @@ def batches(dataset: Dataset, count: int, size: int) -> Batches:
     return images.reshape(-1, size, *images.shape[1:]), jnp.asarray(labels).reshape(-1, size)
 
 
-def one(network: Network, seed: int = 0) -> Network:
-    """Returns the network of one seed from trees with a leading seeds axis."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf[seed]), tuple(network))
-
-
 def projection(
     model: nn.Module, first: dict[int, Network], others: dict[str, dict[int, Network]], data: Batches, k: int
 ) -> Projection:

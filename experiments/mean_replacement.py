@@ -28,6 +28,7 @@ from experiments import (
     results,
     setup,
     splits,
+    steps,
 )
 from experiments.feeds import EVALUATION_BATCH
 from experiments.mean_replacement_claims import SQUARES, TUNED_SCORES, Found
@@ -35,7 +36,6 @@ from experiments.mean_replacement_settings import Config, count, settle
 from experiments.methods import dense
 from experiments.removals import SCORES, Choice, Copies, repeated
 from experiments.splits import Batch
-from experiments.steps import normalizer
 from experiments.training import Run
 from experiments.workshop import Workshop
 
@@ -62,14 +62,13 @@ class Job(Workshop):
     def copies(self) -> Copies:
         """The programs that measure a network."""
         descent = optax.sgd(self.recipe.learning_rate, self.recipe.momentum)
-        normalize = normalizer(self.dataset.mean, self.dataset.std)
+        normalize = steps.normalizer(self.dataset.mean, self.dataset.std)
         return Copies(self.model, self.image, normalize, self.choices, descent, self.config.at)
 
-    @cached_property
-    def tuned_marks(self) -> tuple[int, ...]:
+    @property
+    def tuned_marks(self) -> list[int]:
         """After which epochs copies are fine-tuned; the last one is among them."""
-        marks, last = self.config.tuned, self.recipe.epochs
-        return tuple(sorted({max(1, round(last * i / marks)) for i in range(1, marks + 1)}))
+        return self.spread(self.config.tuned)
 
     def network(self) -> Run:
         """Trains the networks, and measures them on the way."""
@@ -83,7 +82,7 @@ class Job(Workshop):
         path = self.path(epoch)
         if epoch == 0 or path.exists():
             return
-        found = [self.measured(epoch, seed, *_one(networks, seed)) for seed in range(self.recipe.seeds)]
+        found = [self.measured(epoch, seed, *steps.one(networks, seed)) for seed in range(self.recipe.seeds)]
         partial = path.with_suffix(".partial.npz")
         np.savez(partial, **{name: np.stack([one[name] for one in found]) for name in found[0]})
         partial.replace(path)  # whole or not at all
@@ -170,8 +169,8 @@ def start(config: Config) -> Job:
         )
     dataset, model, recipe = setup.resolve(config)
     dataset = splits.enlarged(dataset, config.enlarge)
-    steps = recipe.epochs * (len(dataset.train) // recipe.batch_size)
-    recipe = dataclasses.replace(recipe, epochs=max(1, round(steps / config.every)), schedule=rates.constant)
+    total = recipe.epochs * (len(dataset.train) // recipe.batch_size)
+    recipe = dataclasses.replace(recipe, epochs=max(1, round(total / config.every)), schedule=rates.constant)
     directory = config.results / "mean_replacement" / f"{config.dataset}-{type(model).__name__}"
     if config.batch_norm:
         model, directory = model.clone(normalised=True), directory.with_name(f"{directory.name}-batch_norm")
@@ -203,7 +202,3 @@ def gather(job: Job, run: Run) -> Found:
         tuned=np.stack([files[epoch - 1]["tuned"] for epoch in job.tuned_marks]),
         **stacked,
     )
-
-
-def _one(networks, seed: int):
-    return jax.tree.map(lambda leaf: leaf[seed], networks)

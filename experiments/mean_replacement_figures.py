@@ -58,10 +58,8 @@ def interval(values: np.ndarray, share: float = 0.8) -> float:
 def penalties(title: str, found: Found, number: int, path: Path) -> None:
     """Draws the penalties of one choice of units over training, with 80% intervals, loss and accuracy beside them."""
     drawn, axes = figures.figure(f"{title}: {found.choices[number].name}, 80% intervals", columns=4, width=4.4)
-    curves = {how: {score: found.of(score, how)[..., number] for score in SCORES} for how in REPLACED}
-    for ax, how in zip(axes, REPLACED, strict=False):
-        figures.curves(ax, curves[how], "training step", f"penalty, {how}", found.steps, interval)
-    top = max(np.quantile(values.mean(1), 0.95) for values in curves["zero"].values())
+    _beside(axes, found, number)
+    top = max(np.quantile(found.of(score, "zero")[..., number].mean(1), 0.95) for score in SCORES)
     for ax in axes[:2]:
         ax.set_ylim(-0.05 * top, 1.1 * top)
     figures.curves(axes[2], {"training images": found.loss}, "training step", "loss", found.steps, interval)
@@ -116,9 +114,7 @@ def followed(dataset: str, found: Found, path: Path) -> None:
     """Draws the penalties of one layer over training, and how active the units were that went."""
     number = found.followed
     drawn, axes = figures.figure(f"Figure 6. {found.choices[number].name}, {dataset}", columns=3, width=5)
-    for ax, how in zip(axes, REPLACED, strict=False):
-        curves = {score: found.of(score, how)[..., number] for score in SCORES}
-        figures.curves(ax, curves, "training step", f"penalty, {how}", found.steps, interval)
+    _beside(axes, found, number)
     top = max(ax.get_ylim()[1] for ax in axes[:2])
     for ax in axes[:2]:
         ax.set_ylim(top=top)
@@ -142,6 +138,13 @@ def selected(dataset: str, found: Found, path: Path) -> None:
         figures.curves(ax, series, label, "share of units", found.steps[start:], interval)
         ax.set_ylim(0, 1.05)
     figures.save(drawn, path)
+
+
+def _beside(axes: Sequence[Axes], found: Found, number: int) -> None:
+    """Draws the penalties of one choice of units over training, with zeros and with means beside each other."""
+    for ax, how in zip(axes, REPLACED, strict=False):
+        curves = {score: found.of(score, how)[..., number] for score in SCORES}
+        figures.curves(ax, curves, "training step", f"penalty, {how}", found.steps, interval)
 
 
 def _scatter(ax: Axes, title: str, series: Mapping[str, np.ndarray]) -> None:

@@ -14,6 +14,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Enlarged to 24 x 24, of which the network leaves one pixel. 20 steps an epoch.
     "digits": {"epochs": 40, "every": 80, "enlarge": 3, "images": 300, "tuning": (10, 100), "tuned": 2},
     "mnist_5k": {"epochs": 40},
+    "mnist": {"epochs": 6, "tuned": 4},
     "fashion_mnist": {"epochs": 6, "tuned": 4},
     "cifar100": {"model": "medium-conv", "epochs": 60},
     "cifar10": {"model": "medium-conv", "epochs": 60},

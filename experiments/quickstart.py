@@ -87,8 +87,7 @@ def pruned_rows(workshop: Stages, start: Run, share: float) -> Iterator[Measured
         yield workshop.row(name, workshop.stage(name + label, method, workshop.every))
 
     count = partial(models.parameter_count, image_shape=workshop.image)
-    thin = models.thin(workshop.model, pruning.remaining(workshop.shapes, share), count)
-    yield workshop.row("thin dense", workshop.stage("thin dense" + label, dense, workshop.every, model=thin), thin)
+    yield stages.thin_row(workshop, "thin dense", share, pruning.remaining(workshop.shapes, share), count)
 
 
 def thin_row(workshop: Stages, share: float) -> Measured:
@@ -97,8 +96,7 @@ def thin_row(workshop: Stages, share: float) -> Measured:
     def count(model) -> int:
         return models.multiply_adds(model, workshop.image).total
 
-    thin, name = models.thin(workshop.model, round(share * count(workshop.model)), count), "thin dense, multiply-adds"
-    return workshop.row(name, workshop.stage(f"{name} {share:g}", dense, workshop.every, model=thin), thin)
+    return stages.thin_row(workshop, "thin dense, multiply-adds", share, round(share * count(workshop.model)), count)
 
 
 def recipes(workshop: Stages, share: float) -> dict[str, tuple[Around, chex.ArrayTree]]:

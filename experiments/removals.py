@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import sparsejax as sj
-from experiments import models
+from experiments import evaluation, unit_groups
 from experiments.evaluation import Normalizer
 from experiments.splits import Batch
 from sparsejax.units import Statistics, UnitGraph
@@ -89,7 +89,7 @@ class Copies:
           ValueError: a choice is of a layer that the network does not have.
         """
         self.model, self.normalize, self.choices, self.descent, self.at = model, normalize, choices, descent, at
-        self.graph = sj.units.trace(model.apply, *models.variable_shapes(model, image_shape))
+        self.graph, self.loss = unit_groups.graph(model, image_shape), evaluation.loss(model, normalize)
         self.layers = layers(self.graph)
         for choice in choices:
             if choice.layers not in self.layers:
@@ -107,11 +107,6 @@ class Copies:
     def statistics(self, variables: chex.ArrayTree, batches: Iterable[Batch], key: chex.PRNGKey) -> Statistics:
         """Returns means and scores over batches of images."""
         return sj.units.statistics(self.graph, self.loss, variables, batches, key=key, at=self.at)
-
-    def loss(self, variables: chex.ArrayTree, images: jax.Array, labels: jax.Array) -> jax.Array:
-        """Returns the mean cross-entropy in evaluation mode."""
-        logits = self.model.apply(variables, self.normalize(images), train=False)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def losses(self, variables: chex.ArrayTree, ways: Ways, stats: Statistics, batches: Sequence[Batch]) -> np.ndarray:
         """Returns the loss of copies without units, (ways, 2): as `REPLACED` has it."""

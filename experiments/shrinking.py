@@ -15,10 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import sparsejax as sj
-from experiments import models, pruning, results, steps, timing, unit_groups
+from experiments import evaluation, models, pruning, results, steps, timing, unit_groups
 from experiments.results import Measured, spread
 from experiments.stages import Stages, after
 from experiments.steps import Networks
@@ -146,10 +145,9 @@ def cut(workshop: Stages, network: Measured, kept: Sequence[Kept]) -> Cut:
 
 def unstacked(run: Run) -> list[chex.ArrayTree]:
     """Returns the variables of each seed's network, on one device."""
-    everything = jax.device_get({"params": run.params, **run.model_state})
-    return [
-        jax.tree.map(lambda leaf, seed=seed: jnp.asarray(leaf[seed]), everything) for seed in range(len(run.failed))
-    ]
+    everything = jax.device_get((run.params, run.model_state))
+    networks = [steps.one(everything, seed) for seed in range(len(run.failed))]
+    return [{"params": params, **state} for params, state in networks]
 
 
 @functools.cache
@@ -157,11 +155,6 @@ def _programs(model: nn.Module, image: tuple[int, int, int], mean: tuple, std: t
     """Returns the loss of variables on a batch, and (variables, statistics) -> (units that stay, what is left)."""
     graph, shapes = unit_groups.graph(model, image), models.variable_shapes(model, image)
     budget = sj.budgets.multiply_adds(graph.params, sj.report.multiply_adds(model.apply, *shapes), share)
-    normalize = steps.normalizer(mean, std)
-
-    def loss(variables: chex.ArrayTree, images: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = model.apply(variables, normalize(images), train=False)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     @jax.jit
     def prune(variables: chex.ArrayTree, stats: Statistics):
@@ -169,7 +162,7 @@ def _programs(model: nn.Module, image: tuple[int, int, int], mean: tuple, std: t
         remove = partial(sj.units.remove, graph, variables, kept, stats=stats, unfolded="drop")
         return kept, {replace: remove(replace) for replace in ("zero", "mean")}
 
-    return loss, prune
+    return evaluation.loss(model, steps.normalizer(mean, std)), prune
 
 
 def _tested(workshop: Stages, small: Callable, masked: Callable) -> tuple[float, float]:

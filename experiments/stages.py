@@ -7,9 +7,9 @@ from functools import partial
 import flax.linen as nn
 
 import sparsejax as sj
-from experiments import gating, pruning, rates, setup
+from experiments import gating, models, pruning, rates, setup
 from experiments.gating import Rule
-from experiments.methods import Method, Recipe
+from experiments.methods import Method, Recipe, dense
 from experiments.results import Measured
 from experiments.training import Run
 from experiments.workshop import Workshop
@@ -91,6 +91,12 @@ def averaged_rows(stages: Stages, dataset: str, mus: Sequence[float]) -> Iterato
     for mu in mus:
         method = partial(pruning.dual_averaging, c=c, mu=mu)
         yield stages.row("gRDA", stages.stage(f"gRDA {mu:g}", method, stages.every))
+
+
+def thin_row(stages: Stages, name: str, share: float, size: int, count: Callable[[nn.Module], int]) -> Measured:
+    """Returns the thin dense network of a size, as `count` has it, from scratch: a control at a share."""
+    thin = models.thin(stages.model, size, count)
+    return stages.row(name, stages.stage(f"{name} {share:g}", dense, stages.every, model=thin), thin)
 
 
 def gated_row(stages: Stages, share: float, rate: float) -> Measured:

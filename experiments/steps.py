@@ -108,6 +108,11 @@ def crop_and_flip(key: chex.PRNGKey, images: jax.Array, border: int = 4) -> jax.
     return jnp.where(coins, crops[:, :, ::-1], crops)
 
 
+def one(networks: Networks, seed: int = 0) -> Networks:
+    """Returns the network of one seed, without a seeds axis."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf[seed]), tuple(networks))
+
+
 @functools.cache
 def fresh(model: nn.Module, image_shape: tuple[int, int, int]) -> Callable[[jax.Array], Networks]:
     """Returns seeds -> initial (params, model_state); all runs of a network share what is compiled."""

@@ -36,6 +36,10 @@ class Workshop:
         """The parameters of the dense network, as shapes."""
         return models.parameter_shapes(self.model, self.image)
 
+    def spread(self, count: int) -> list[int]:
+        """Returns up to `count` epochs, spread evenly over training; the last one is among them."""
+        return sorted({max(1, round(self.recipe.epochs * i / count)) for i in range(1, count + 1)})
+
     def train(
         self,
         name: str,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from functools import partial
+from typing import get_args
 
 import flax.linen as nn
 import jax
@@ -14,7 +15,7 @@ from tiny_data import tiny
 
 import sparsejax as sj
 from experiments import __main__ as cli
-from experiments import mean_replacement, models, orders, profiles, splits, training
+from experiments import mean_replacement, models, orders, profiles, setup, splits, training
 from experiments.mean_replacement_claims import SQUARES, Found, claims, lower
 from experiments.methods import Recipe, dense
 from experiments.removals import REPLACED, SCORES, Choice, Copies, layers, repeated
@@ -311,7 +312,7 @@ def test_the_experiment(tmp_path, capsys, monkeypatch):
     command = [*COMMAND, "--results", str(tmp_path)]
     # The network of the paper is a hundred times as large as this test needs.
     small = partial(models.SmallConv, widths=(10, 10, 10, 12, 10))
-    monkeypatch.setitem(mean_replacement.setup.MODELS, "small-conv", small)
+    monkeypatch.setitem(setup.MODELS, "small-conv", small)
     module, config = cli.parse(command)
     directory = module.main(config)
     report = (directory / "report.md").read_text()
@@ -342,6 +343,12 @@ def test_options_that_contradict_are_refused():
         _, config = cli.parse(["mean_replacement", *arguments])
         with pytest.raises(ValueError, match="followed"):
             mean_replacement.start(mean_replacement.settle(config))
+
+
+@pytest.mark.parametrize("dataset", get_args(setup.DataName))
+def test_every_data_set_has_a_setting(dataset):
+    settled = mean_replacement.settle(mean_replacement.Config(dataset))
+    assert None not in (settled.epochs, settled.every, settled.images, settled.tuned)
 
 
 def test_the_paper_s_settings():

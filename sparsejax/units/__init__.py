@@ -35,14 +35,14 @@ as equations), `patterns`, `layouts`, `movements` and `indexing` (which axes of 
 `transfers` and `elementwise` (what masked units become), `resizing` (primitives on smaller arrays), `rules` (all that
 in one table of primitives), `structure` (the axes of a program joined), `components` (units), `dataflow`, `roles` and
 `exactness` (facts about values), `grouping`, `replay` (the smaller program), `shrinking` (smaller arrays), `table` and
-`graph`. On top of it: `choosing` (units that a budget allows), `flow` (who uses a value), `sites` and `views` (where a
+`graph`. On top of it: `choosing` (units that stay), `flow` (who uses a value), `sites` and `views` (where a
 loss sees units), `saliencies`, `sinks` (where constants can go), `folding`, `removal` and `maps`.
 """
 
-from sparsejax.units.choosing import affordable
+from sparsejax.units.choosing import affordable, lowest
 from sparsejax.units.graph import UnitGraph, shrink, trace
 from sparsejax.units.maps import bias_maps, with_maps
-from sparsejax.units.removal import lowest, remove, unfoldable
+from sparsejax.units.removal import remove, unfoldable
 from sparsejax.units.saliencies import Statistics, statistics
 
 __all__ = [

@@ -1,6 +1,7 @@
-"""Which units stay, where what they cost together is given: a share of the parameters, of the multiply-adds."""
+"""Which units stay: the best of every group, or of all groups as many as a budget of what they cost allows."""
 
 import math
+import numbers
 from collections.abc import Mapping
 
 import chex
@@ -14,7 +15,7 @@ from sparsejax.gates import Gated
 from sparsejax.groups import Group
 from sparsejax.units.graph import UnitGraph
 
-__all__ = ["affordable"]
+__all__ = ["affordable", "lowest"]
 
 
 def affordable(
@@ -57,6 +58,42 @@ def affordable(
     return targets.units(budget, graph.groups).choose(Gated(graph.params, aux))
 
 
+def lowest(scores: Mapping[str, chex.Array], amount: float) -> dict[str, jax.Array]:
+    """Returns which units stay if those of the lowest scores go, `floor(amount n)` of the n of every group.
+
+    Mean Replacement Pruning (submitted to ICLR 2019), Section 4. Other competitions of units are those of weights, on
+    the same scores: `select.globally(scores, 0.5)`.
+
+    Args:
+      scores: `{group: (size,)}`, such as `stats.abs_mrs`; of equal ones the lower index stays, as in all
+        competitions; NaN goes.
+      amount: the share that goes, a float in [0, 1), the decimal that it is written as; or how many go of every group,
+        an integer.
+
+    Returns:
+      `{group: bool (size,)}`, `True` keeps.
+
+    Raises:
+      ValueError: `amount` is out of its range, or leaves nothing of a group.
+
+    >>> lowest({"hidden": jnp.array([0.3, 0.1, 0.2, 0.4, 0.1])}, 0.2)["hidden"].tolist()
+    [True, True, True, True, False]
+    """
+    counted = isinstance(amount, numbers.Integral)
+    if amount < 0 or (amount >= 1 and not counted):
+        raise ValueError(
+            f"amount={amount} is no share of units that can go, which is at least 0 and less than 1, nor a number of "
+            f"units, which is an integer"
+        )
+    kept = {}
+    for name, values in scores.items():
+        count = int(amount) if counted else int(quotas.fraction(amount) * values.size)
+        if count >= values.size > 0:
+            raise ValueError(f"amount={amount} leaves nothing of the {values.size} units of {name!r}; remove fewer")
+        kept[name] = _best(values, values.size - count)
+    return kept
+
+
 def _least(group: Group, floor: float) -> int:
     """Returns how many units of a group stay."""
     if not 0 <= floor <= 1:
@@ -80,6 +117,10 @@ def _check_reachable(graph: UnitGraph, least: Mapping[str, int], budget: Budget,
 
 def _protected(scores: jax.Array, least: int) -> jax.Array:
     """Returns scores in which the best units, as many as stay at least, beat all others."""
+    return jnp.where(_best(scores, least), jnp.inf, scores)
+
+
+def _best(scores: jax.Array, count: int) -> jax.Array:
+    """Returns which scores are among the best, by number; of equal ones those of the lower index."""
     order = jnp.argsort(-scores)  # stable, and NaN is last
-    safe = jnp.zeros(scores.shape, bool).at[order[:least]].set(True)
-    return jnp.where(safe, jnp.inf, scores)
+    return jnp.zeros(scores.shape, bool).at[order[:count]].set(True)

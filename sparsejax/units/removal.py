@@ -1,6 +1,5 @@
 """Units removed from parameters of the same shapes: by zeros, or by their mean, which the next layers take over."""
 
-import numbers
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -8,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from sparsejax import masks, quotas, tree
+from sparsejax import masks, tree
 from sparsejax._types import Params
 from sparsejax.units.folding import Fold, contribution, folding, place
 from sparsejax.units.graph import UnitGraph
@@ -16,7 +15,7 @@ from sparsejax.units.saliencies import Statistics
 from sparsejax.units.sinks import Sink
 from sparsejax.units.sites import Units
 
-__all__ = ["lowest", "remove", "unfoldable"]
+__all__ = ["remove", "unfoldable"]
 
 
 def remove(
@@ -110,43 +109,6 @@ def unfoldable(graph: UnitGraph) -> dict[str, tuple[str, ...]]:
         if group in graph.groups:
             reasons.setdefault(group, []).append(reason)
     return {group: tuple(found) for group, found in reasons.items()}
-
-
-def lowest(scores: Mapping[str, chex.Array], amount: float) -> dict[str, jax.Array]:
-    """Returns which units stay if those of the lowest scores go, `floor(amount n)` of the n of every group.
-
-    Mean Replacement Pruning (submitted to ICLR 2019), Section 4. Other competitions of units are those of weights, on
-    the same scores: `select.globally(scores, 0.5)`.
-
-    Args:
-      scores: `{group: (size,)}`, such as `stats.abs_mrs`; of equal ones the lower index stays, as in all
-        competitions; NaN goes.
-      amount: the share that goes, a float in [0, 1), the decimal that it is written as; or how many go of every group,
-        an integer.
-
-    Returns:
-      `{group: bool (size,)}`, `True` keeps.
-
-    Raises:
-      ValueError: `amount` is out of its range, or leaves nothing of a group.
-
-    >>> lowest({"hidden": jnp.array([0.3, 0.1, 0.2, 0.4, 0.1])}, 0.2)["hidden"].tolist()
-    [True, True, True, True, False]
-    """
-    counted = isinstance(amount, numbers.Integral)
-    if amount < 0 or (amount >= 1 and not counted):
-        raise ValueError(
-            f"amount={amount} is no share of units that can go, which is at least 0 and less than 1, nor a number of "
-            f"units, which is an integer"
-        )
-    kept = {}
-    for name, values in scores.items():
-        count = int(amount) if counted else int(quotas.fraction(amount) * values.size)
-        if count >= values.size > 0:
-            raise ValueError(f"amount={amount} leaves nothing of the {values.size} units of {name!r}; remove fewer")
-        order = jnp.argsort(-values)  # stable, and NaN is last
-        kept[name] = jnp.zeros(values.shape, bool).at[order].set(jnp.arange(values.size) < values.size - count)
-    return kept
 
 
 def reading(graph: UnitGraph, kept: Mapping[str, chex.Array]) -> list[Fold]:
