@@ -68,12 +68,11 @@ def epochs(config: Config, name: str) -> tuple[dict, dict[str, float]]:
             optimizer=method.optimizer(cosine_cycles(recipe, config.steps)),
             normalize=steps.normalizer((0.5,) * image[-1], (0.25,) * image[-1]),
             augment=lambda key, images: images,
-            image_shape=image,
             batch_size=config.batch_size,
             sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("batch")),
         )
         seeds = jnp.arange(1, dtype=jnp.uint32)
-        state = jax.jit(programs.begin)(seeds, *jax.jit(programs.fresh)(seeds))
+        state = jax.jit(programs.begin)(seeds, *steps.fresh(model, image)(seeds))
         ready, seconds[method_name] = timing.compiled(programs.epoch, state, images, labels)
         runs[method_name] = partial(ready, state, images, labels)
     return runs, seconds
