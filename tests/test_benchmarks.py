@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import units
+from benchmarks import inference, step, units
 from experiments import figures, timing
 
 pytestmark = pytest.mark.usefixtures("relaxed")
@@ -36,3 +36,36 @@ def test_units_are_found_halved_and_measured(tmp_path):
     drawn, axes = figures.figure("units", columns=2)
     units.draw(*axes, found)
     assert figures.save(drawn, tmp_path / "units.png").stat().st_size > 5000
+
+
+def test_products_store_what_they_should_and_are_measured(tmp_path, capsys):
+    blocks, ways = ((16, 16), (8, 32)), ["dense", "smaller", "blocks 16x16", "blocks 8x32"]
+    config = inference.Config((64,), blocks, (1, 3), (0.5, 0.75), by_entry_from=0.75, rounds=2, results=tmp_path)
+    found = inference.measure(config)
+    assert {key: list(taken) for key, taken in found.stored.items()} == {
+        (64, 0.5): ways,
+        (64, 0.75): [*ways, "BCOO", "BCSR"],
+    }
+    assert found.stored[64, 0.75].pop("dense") == 1.0
+    assert set(found.stored[64, 0.75].values()) == {0.25}
+    x = np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32)
+    products = {name: np.asarray(way(x, w)) for name, (way, w) in inference.matrices(config, 64, 0.75)[0].items()}
+    for name in ("BCOO", "BCSR"):
+        np.testing.assert_allclose(products[name], products["dense"], atol=1e-4)
+    inference.main(config)
+    printed = capsys.readouterr().out
+    assert (tmp_path / "inference.md").read_text() in printed
+    for row in (
+        "| 64   |     1 |      50% |  blocks 8x32 |  50.0% |",
+        "| 64   |     3 |      75% |         BCSR |  25.0% |",
+    ):
+        assert row in printed
+    assert (tmp_path / "inference-64.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_training_steps_are_timed(capsys):
+    step.main(step.Config(("lenet5",), rounds=1, batch_size=2))
+    rows = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines()[2:]]
+    names = ["dense", "budget-wavg", "budget-counted", "fixed-GA", "fixed-BS"]
+    assert [[cell.strip() for cell in row] for row in rows] == [["lenet5", name] for name in names]
