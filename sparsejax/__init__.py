@@ -2,11 +2,13 @@
 
 from sparsejax import (
     allocate,
+    block_sparse,
     bounds,
     budgets,
     directional,
     gates,
     groups,
+    inference,
     losses,
     masks,
     ops,
@@ -16,6 +18,7 @@ from sparsejax import (
     schedules,
     scores,
     select,
+    storage,
     surrogates,
     targets,
     transforms,
@@ -23,16 +26,16 @@ from sparsejax import (
     unit_gates,
     units,
 )
+from sparsejax._version import __version__ as __version__
 from sparsejax.masks import apply, sparsity
 from sparsejax.transforms import autoprune, find_mask, grda, sparsify
 from sparsejax.units import shrink
-
-__version__ = "0.1.0"
 
 __all__ = [
     "allocate",
     "apply",
     "autoprune",
+    "block_sparse",
     "bounds",
     "budgets",
     "directional",
@@ -40,6 +43,7 @@ __all__ = [
     "gates",
     "grda",
     "groups",
+    "inference",
     "losses",
     "masks",
     "ops",
@@ -52,6 +56,7 @@ __all__ = [
     "shrink",
     "sparsify",
     "sparsity",
+    "storage",
     "surrogates",
     "targets",
     "transforms",

@@ -14,7 +14,8 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 
-from sparsejax import tree
+from sparsejax import _checks, tree
+from sparsejax._numbers import as_scalar
 from sparsejax._types import Params, Sparsities, Where
 from sparsejax.multiply_adds import MultiplyAdds
 
@@ -76,11 +77,13 @@ def multiply_adds(counts: MultiplyAdds) -> Budget:
       `(sizes, prunable) -> (multiply-adds by leaf, their total)`.
 
     Raises:
-      ValueError: when called, `counts` belongs to another tree.
+      ValueError: `counts` is no such thing; when called, it belongs to another tree.
 
     >>> multiply_adds(MultiplyAdds({"kernel": 80}, unattributed=20))({"kernel": 8}, ("kernel",))
     ({'kernel': 80}, 100)
     """
+
+    _checks.check_kind("counts", counts, MultiplyAdds, "pass sparsejax.report.multiply_adds(fn, params, *args)")
 
     def budget(sizes: Sizes, prunable: tuple[str, ...]) -> tuple[Sizes, int]:
         del prunable
@@ -186,8 +189,10 @@ def proportional(
     >>> proportional(shapes, 0.5, lambda name, shape: 3 if name == "last" else 1)
     {'first': 0.75, 'last': 0.25}
     """
-    if isinstance(sparsity, jax.core.Tracer) or not 0 <= sparsity < 1:
-        raise ValueError(f"sparsity={sparsity} must be a number in [0, 1), known when tracing; for 90% pass 0.9")
+    if isinstance(sparsity, jax.core.Tracer) or not 0 <= as_scalar(sparsity) < 1:
+        raise ValueError(f"sparsity={sparsity!s:.80} must be a number in [0, 1), known when tracing; for 90% pass 0.9")
+    _checks.check_function("of", of, "wrap counts as sparsejax.allocate.multiply_adds(counts)")
+    sparsity = sparsity if isinstance(sparsity, Fraction) else float(sparsity)
     prunable = tree.select(params, where)
     leaves = tree.named(params)
     shapes = {name: tuple(map(int, jnp.shape(leaf))) for name, leaf in leaves.items() if _holds_numbers(leaf)}

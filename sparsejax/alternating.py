@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax import _integers, _states, surrogates, tree
+from sparsejax import _checks, _integers, _states, surrogates, tree
 from sparsejax._numbers import check_not_negative
 from sparsejax.gates import Gated, Surrogate
 
@@ -74,8 +74,9 @@ def autoprune(
       is an `AutopruneState`.
 
     Raises:
-      ValueError: `penalty` is negative; from `init` or `update`, `params` is no `Gated` or its auxiliary parameters are
-        narrower than float32 or (`init`) NaN; from `update`, `freeze` is no bool scalar.
+      ValueError: `penalty` is negative, or another argument not what it is called; from `init` or `update`, `params` is
+        no `Gated` or its auxiliary parameters are narrower than float32 or (`init`) NaN; from `update`, `freeze` is no
+        bool scalar, or `params`, `updates` and `state` do not belong together.
 
     Source: Xiao, Wang, Rajasekaran, AutoPrune, NeurIPS 2019, Eq. 7-9 and sections 3.4 and 4.4.
 
@@ -87,6 +88,9 @@ def autoprune(
     """
     if not callable(penalty):
         check_not_negative("penalty", penalty)
+    _checks.check_optimizer("weights_tx", weights_tx)
+    _checks.check_optimizer("aux_tx", aux_tx)
+    _checks.check_function("surrogate", surrogate, "pass one of sparsejax.surrogates, such as softplus")
     weights_tx, aux_tx = (optax.with_extra_args_support(tx) for tx in (weights_tx, aux_tx))
 
     def init(params: Gated) -> AutopruneState:
@@ -107,6 +111,8 @@ def autoprune(
     def update(updates: Gated, state: AutopruneState, params: Gated | None = None, *, freeze=False, **extra_args):
         _check_gated(params, "params")
         _check_gated(updates, "updates")
+        _states.check(AutopruneState, state)
+        tree.check_like(updates, params, "updates")
         frozen, weights_move, aux_move = _turns(state, freeze, alternate)
         extra_args = {"step": state.count, **extra_args}
 

@@ -31,6 +31,7 @@ import numpy as np
 import optax
 
 from sparsejax import ops, thresholds, tree
+from sparsejax._numbers import check_not_negative_if_known
 from sparsejax._types import Bounds, Operator, Params, Where
 from sparsejax.thresholds import bisection, gaussian
 
@@ -121,7 +122,8 @@ def shrink(params: Params, bounds: Bounds, center: bool = True, operator: Operat
       A tree like `params`, same dtypes.
 
     Raises:
-      ValueError: a bound's name is not in `params`, or its leaf is not of a float dtype or has fewer than two entries.
+      ValueError: a bound's name is not in `params`, it is a Python number below 0, or its leaf is not of a float dtype
+        or has fewer than two entries.
 
     Source: Retsinas et al., Weight Pruning via Adaptive Sparsity Loss, 2020, Eq. 14-18.
 
@@ -271,6 +273,7 @@ def _layers(params: Params, where: Where, min_size: int) -> Iterable[str]:
 
 def _shrink(name: str, w: chex.Array, bound: chex.Numeric, center: bool, operator: Operator) -> jax.Array:
     thresholds.check_layer(name, w)
+    check_not_negative_if_known(f"bounds[{name!r}]", bound)
     w = jnp.asarray(w)
     mean, sigma = thresholds.statistics(w)
     centred = w - mean.astype(w.dtype) if center else w

@@ -7,14 +7,14 @@ Everything that takes a mask works inside `jit`. Entries are counted exactly in 
 import functools
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from sparsejax import _integers, tree
+from sparsejax import _checks, _integers, tree
 from sparsejax import masks as masking
-from sparsejax._numbers import meant
+from sparsejax._numbers import as_scalar, meant
 from sparsejax._types import Mask, Params
 from sparsejax.multiply_adds import MultiplyAdds
 
@@ -54,10 +54,10 @@ def compression(params: Params, ratio: float) -> Budget:
     Budget(costs={'bias': 1, 'kernel': 1}, limit=8)
     """
     sizes = _sizes(params)
-    if not 1 < ratio <= sum(sizes.values()):
+    if not 1 < as_scalar(ratio) <= sum(sizes.values()):
         raise ValueError(
-            f"ratio={ratio} must be above 1 and at most {sum(sizes.values())}, the number of parameters; it is all "
-            f"parameters to those that stay: 10.0 keeps a tenth"
+            f"ratio={ratio!s:.80} must be above 1 and at most {sum(sizes.values())}, the number of parameters; it is "
+            f"all parameters to those that stay: 10.0 keeps a tenth"
         )
     return Budget(dict.fromkeys(sizes, 1), math.floor(sum(sizes.values()) / meant(ratio)))
 
@@ -85,8 +85,9 @@ def multiply_adds(params: Params, dense: MultiplyAdds, share: float) -> Budget:
     >>> multiply_adds({"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}, dense, 0.5)
     Budget(costs={'kernel': 10, 'bias': 0}, limit=60)
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share={share} must be in (0, 1), the share of the multiply-adds that may stay")
+    if not 0 < as_scalar(share) < 1:
+        raise ValueError(f"share={share} must be in (0, 1), the share of the multiply-adds that may stay: 0.5 is half")
+    _checks.check_kind("dense", dense, MultiplyAdds, "pass sparsejax.report.multiply_adds(fn, params, *args)")
     sizes = _sizes(params)
     if difference := sorted(dense.by_leaf.keys() ^ sizes.keys()):
         raise ValueError(f"dense belongs to another tree: {difference} are in one only; count it from these params")
@@ -138,12 +139,13 @@ def spent(budget: Budget, mask: Mask, params: Params) -> jax.Array:
       uint32 (2,): the high and the low 32 bits.
 
     Raises:
-      ValueError: as `kept` does, or `budget` names a leaf that is not there.
+      ValueError: as `kept` does, or `budget` is none of whole numbers >= 0, or names a leaf that is not there.
 
     >>> mask = {"kernel": jnp.array([True, False, True])}
     >>> spent(Budget({"kernel": 2**31}, 0), mask, {"kernel": jnp.ones(3)}).tolist()
     [1, 0]
     """
+    check_budget(budget)
     tree.check_names(budget.costs, params, "budget.costs")
     counts = kept(mask, params)
     parts = [_integers.times(counts[name], cost) for name, cost in budget.costs.items() if cost]
@@ -167,6 +169,7 @@ def within(budget: Budget, mask: Mask, params: Params) -> jax.Array:
     >>> within(Budget({"kernel": 7}, 14), {"kernel": jnp.array([True, False, True])}, {"kernel": jnp.ones(3)}).item()
     True
     """
+    check_budget(budget)
     if isinstance(budget.limit, jax.Array):
         limit = _integers.add_small(jnp.asarray(_integers.of(0)), budget.limit.astype(jnp.uint32))
     else:
@@ -191,12 +194,22 @@ def left(budget: Budget, mask: Mask, params: Params) -> jax.Array:
     >>> left(Budget({"kernel": 7}, 0), {"kernel": jnp.array([True, False])}, {"kernel": jnp.ones(2)}).item()
     0.5
     """
+    check_budget(budget)
     sizes = _sizes(params)
     dense = sum(cost * sizes[name] for name, cost in budget.costs.items() if name in sizes)
     if not dense:
         raise ValueError(f"budget.costs={dict(budget.costs)} makes everything free, so there is no share of it")
     high, low = spent(budget, mask, params).astype(jnp.float32)
     return high * jnp.float32(2**32 / dense) + low * jnp.float32(1 / dense)
+
+
+def check_budget(budget: Any) -> None:
+    """Raises `ValueError` unless a value is a `Budget` of whole numbers; a traced limit is not looked at."""
+    _checks.check_kind("budget", budget, Budget, "make one with sparsejax.budgets.compression(params, 10.0), say")
+    for name, cost in budget.costs.items():
+        _checks.check_integer(f"budget.costs[{name!r}]", cost, 0, "costs are counts, multiply all of them if need be")
+    if not isinstance(budget.limit, jax.core.Tracer):
+        _checks.check_integer("budget.limit", budget.limit, 0, "it is what may be spent together: pass int(...) of it")
 
 
 def _sizes(params: Params) -> dict[str, int]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax import _states, masks, rules, tree
+from sparsejax import _checks, _states, masks, rules, tree
 from sparsejax._types import Clock, Mask, Params
 
 __all__ = ["SparsifyState", "find_mask", "sparsify"]
@@ -59,7 +59,8 @@ def sparsify(
       scores and to `inner`.
 
     Raises:
-      ValueError: from `init`, as the rule does; from `update`, `params` is None or does not have the mask's structure.
+      ValueError: `inner`, `rule` or `when` is not what it is called; from `init`, as the rule does; from `update`,
+        `params` is None, or `params`, `updates` and `state` do not belong together.
 
     Warns:
       UserWarning: from `init`, if nothing will be pruned in a million steps.
@@ -70,6 +71,9 @@ def sparsify(
     >>> optax.apply_updates(params, updates)["kernel"].tolist()
     [[0.0, 1.5]]
     """
+    _checks.check_optimizer("inner", inner)
+    _checks.check_kind("rule", rule, rules.Rule, "pass one of sparsejax.rules, such as prune_to(0.9) or fixed(mask)")
+    _checks.check_function("when", when, "pass one of sparsejax.schedules, such as every(100) or at(0)")
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> SparsifyState:
@@ -80,7 +84,9 @@ def sparsify(
     def update(updates: Params, state: SparsifyState, params: Params | None = None, **extra_args: Any):
         if params is None:
             raise ValueError("params=None, but sparsify needs them: call tx.update(grads, state, params)")
+        _states.check(SparsifyState, state)
         tree.check_structure(updates, params, "updates")
+        masks.check(state.mask, params)
         count, old, memory = state
 
         def next_mask() -> Mask:

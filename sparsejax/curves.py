@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparsejax import linear_algebra
+from sparsejax import _checks, linear_algebra, tree
 from sparsejax._types import Params
-from sparsejax.hessian import Loss, count_batches
+from sparsejax.hessian import Loss, count_batches, scalar
 
 
 def bezier(start: Params, middle: Params, end: Params, t: chex.Numeric) -> Params:
@@ -44,8 +44,8 @@ def bezier(start: Params, middle: Params, end: Params, t: chex.Numeric) -> Param
     """
     if jnp.ndim(t):
         raise ValueError(f"t has shape {jnp.shape(t)}; it is one number: use jax.vmap, or loss_along, for several")
-    linear_algebra.check_like(middle, start, "middle")
-    linear_algebra.check_like(end, start, "end")
+    tree.check_like(middle, start, "middle")
+    tree.check_like(end, start, "end")
     return linear_algebra.combine(start, ((1 - t) ** 2, start), (2 * t * (1 - t), middle), (t**2, end))
 
 
@@ -65,7 +65,7 @@ def midpoint(start: Params, end: Params) -> Params:
     >>> midpoint(jnp.array([0.0, 4.0]), jnp.array([2.0, 0.0])).tolist()
     [1.0, 2.0]
     """
-    linear_algebra.check_like(end, start, "end")
+    tree.check_like(end, start, "end")
     return linear_algebra.combine(start, (0.5, start), (0.5, end))
 
 
@@ -97,7 +97,8 @@ def connect(
       A tree like `start`, same dtypes.
 
     Raises:
-      ValueError: `end` has not the structure or shapes of `start`, `steps < 1`, or the leading axes differ.
+      ValueError: `end` has not the structure or shapes of `start`, `optimizer` is none, `steps < 1`, the leading axes
+        differ, or the loss is no scalar.
 
     Source: Garipov et al., Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs, 2018, Eq. 2.
 
@@ -106,6 +107,7 @@ def connect(
     >>> bool(valley(bezier(jnp.array([-1.0, 0.0]), middle, jnp.array([1.0, 0.0]), 0.5)) < 0.01)
     True
     """
+    _checks.check_optimizer("optimizer", optimizer)
     if steps < 1:
         raise ValueError(f"steps={steps} must be >= 1; the control point before training is midpoint(start, end)")
     linear_algebra.check_float(start)
@@ -133,7 +135,8 @@ def loss_along(
       An array (m,), of the loss's dtype.
 
     Raises:
-      ValueError: `ts` is not one-dimensional, or a tree has not the structure or shapes of `start`.
+      ValueError: `ts` is not one-dimensional, a tree has not the structure or shapes of `start`, or the loss is no
+        scalar.
 
     >>> hill = lambda w: 1 - w[0] ** 2
     >>> loss_along(hill, jnp.array([-1.0]), jnp.array([0.0]), jnp.array([1.0]), jnp.array([0.0, 0.5, 1.0])).tolist()
@@ -152,7 +155,7 @@ def _connect(loss, optimizer, steps, start, end, key, batches):
         middle, state = carry
         t = jax.random.uniform(jax.random.fold_in(key, i))
         batch = jax.tree.map(lambda leaf: leaf[i % count], batches)
-        gradient = jax.grad(lambda middle: loss(bezier(start, middle, end, t), *batch))(middle)
+        gradient = jax.grad(lambda middle: scalar(loss(bezier(start, middle, end, t), *batch)))(middle)
         updates, state = optimizer.update(gradient, state, middle)
         return (optax.apply_updates(middle, updates), state), None
 
@@ -163,4 +166,4 @@ def _connect(loss, optimizer, steps, start, end, key, batches):
 
 @partial(jax.jit, static_argnums=0)
 def _loss_along(loss, start, middle, end, ts, batch):
-    return jax.lax.map(lambda t: loss(bezier(start, middle, end, t), *batch), ts)
+    return jax.lax.map(lambda t: scalar(loss(bezier(start, middle, end, t), *batch)), ts)

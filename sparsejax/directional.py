@@ -22,7 +22,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from sparsejax import linear_algebra, ops
+from sparsejax import linear_algebra, ops, tree
+from sparsejax._numbers import as_scalar
 from sparsejax._types import Params, Scores
 from sparsejax.curves import bezier, connect, loss_along, midpoint
 from sparsejax.hessian import hessian_vector_product, over_batches, top_eigenspace
@@ -103,10 +104,10 @@ def minimiser(w: Params, scores: Scores, lam: chex.Numeric) -> Params:
     >>> minimiser(w, s, 0.4).tolist()
     [0.8, -0.18, 0.32, -0.1, 0.0]
     """
-    linear_algebra.check_like(scores, w, "scores")
+    tree.check_like(scores, w, "scores")
     linear_algebra.check_float(w)
     linear_algebra.check_float(scores)
-    if jnp.ndim(lam) or not (isinstance(lam, jax.core.Tracer) or lam >= 0):
+    if jnp.ndim(lam) or not (isinstance(lam, jax.core.Tracer) or as_scalar(lam) >= 0):
         raise ValueError(f"lam={lam} must be one number >= 0: it weighs the penalty, and a negative one undoes pruning")
 
     def prune(x: chex.Array, s: chex.Array) -> jax.Array:

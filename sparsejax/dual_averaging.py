@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax import _numbers, proximal, tree
+from sparsejax import _checks, _numbers, _states, proximal, tree
 from sparsejax._types import Params, wide_dtype
 
 Time = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -114,7 +114,7 @@ def grda(
 
     Raises:
       ValueError: `learning_rate`, `c` or `mu` is out of range; from `init`, a leaf is not of a float dtype or holds a
-        NaN; from `update`, `params` is None.
+        NaN; from `update`, `params` is None, or `params`, `updates` and `state` do not belong together.
 
     Source: Chao, Wang, Xing, Cheng, Directional Pruning of Deep Neural Networks, NeurIPS 2020, Algorithm 1. Like the
     authors' code, and unlike their slides, the first update has the threshold of `k = 1`, not 0. Unlike the code, the
@@ -131,6 +131,7 @@ def grda(
     _check_number("c", c, _is_not_negative, "must be a number >= 0: 0 is SGD, the authors use 0.0005 to 0.005")
     _check_number("mu", mu, _is_between_0_and_1, "must be in (0, 1), so that the threshold grows, but slower than time")
     elapsed = current_rate if time is None else time
+    _checks.check_function("time", elapsed, "pass current_rate or sum_of_rates of sparsejax.transforms")
 
     def init(params: Params) -> GrdaState:
         for name, leaf in tree.named(params).items():
@@ -148,6 +149,9 @@ def grda(
     def update(updates: Params, state: GrdaState, params: Params | None = None) -> tuple[Params, GrdaState]:
         if params is None:
             raise ValueError("params=None, but grda needs them: call tx.update(grads, state, params)")
+        _states.check(GrdaState, state)
+        tree.check_like(updates, params, "updates")
+        tree.check_like(state.accumulator, params, "state.accumulator")
         dtype = state.threshold.dtype
         rate = jnp.asarray(learning_rate(state.count) if callable(learning_rate) else learning_rate, dtype)
         count = optax.safe_increment(state.count)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax import _states, targets
+from sparsejax import _checks, _states, targets
 from sparsejax.alternating import as_bool
-from sparsejax.gates import Gated
+from sparsejax.gates import Gated, check_gated
 from sparsejax.targets import Target
 
 
@@ -45,7 +45,8 @@ def freeze_at(tx: optax.GradientTransformationExtraArgs, target: Target) -> opta
       A transformation of `Gated`; its state is a `FreezeAtState`. `freeze=True` still freezes it at once.
 
     Raises:
-      ValueError: from `update`, the target cannot be reached, or as `tx` does.
+      ValueError: `tx` or `target` is none; from `update`, `params` is no `Gated`, the target cannot be reached, or as
+        `tx` does.
 
     Source: Xiao, Wang, Rajasekaran, AutoPrune, NeurIPS 2019, section 4.4: "Once the desired FLOPs is reached, we use
     all training data to fine tune the model."
@@ -57,12 +58,17 @@ def freeze_at(tx: optax.GradientTransformationExtraArgs, target: Target) -> opta
     ([0.1, -0.2, 0.3], 0)
     """
 
+    _checks.check_optimizer("tx", tx)
+    _checks.check_kind("target", target, Target, "pass sparsejax.targets.weights(budget) or units(budget, groups)")
+
     def init(params: Gated) -> FreezeAtState:
         return FreezeAtState(jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32), tx.init(params))
 
     def update(updates: Gated, state: FreezeAtState, params: Gated | None = None, *, freeze=False, **extra_args):
         if params is None:
             raise ValueError("params=None, but freeze_at needs them: call tx.update(grads, state, params)")
+        check_gated(params, "params")
+        _states.check(FreezeAtState, state)
         before = state.reached_at >= 0
         now = ~before & target.reached(params)
         updates, inner = tx.update(updates, state.inner, params, freeze=as_bool(freeze) | before | now, **extra_args)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import surrogates
+from sparsejax import _checks, surrogates
 from sparsejax._types import prepare, reduce_to, wide_dtype
 
 
@@ -37,7 +37,7 @@ def gate(
       An array of the shape and dtype of `w`.
 
     Raises:
-      ValueError: `w` or `m` is not of a float dtype, or `m` does not broadcast to `w`.
+      ValueError: `w` or `m` is not of a float dtype, `m` does not broadcast to `w`, or `surrogate` is no function.
 
     Source: Xiao et al., AutoPrune, 2019, Eq. 7 (as the formula sheet of this project reads it), 9 and 11.
 
@@ -47,6 +47,7 @@ def gate(
     >>> jax.grad(f)(jnp.array([0.1, -0.1])).tolist()
     [1.0, -1.0]
     """
+    _checks.check_function("surrogate", surrogate, "pass one of sparsejax.surrogates, such as softplus")
     w, m = prepare(w, m, "m")
     _check_trained(m)
     return _gate(w, m, surrogate, power)

@@ -18,8 +18,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from sparsejax import _checks, ops, surrogates, tree
 from sparsejax import masks as masking
-from sparsejax import ops, surrogates, tree
 from sparsejax._types import Mask, Params, Where, wide_dtype
 
 __all__ = ["Gated", "apply", "finalize", "from_magnitudes", "init", "masks"]
@@ -127,7 +127,7 @@ def apply(gated: Gated, surrogate: Surrogate = surrogates.softplus, power: float
       A tree like `gated.weights`, same dtypes.
 
     Raises:
-      ValueError: an auxiliary parameter's name is no leaf, or its shape does not broadcast to it.
+      ValueError: `gated` is no `Gated`, or the name of an auxiliary parameter no leaf to which its shape broadcasts.
 
     Source: Xiao et al., AutoPrune, 2019, Eq. 7-9.
 
@@ -153,7 +153,7 @@ def masks(gated: Gated) -> Mask:
       A mask for `gated.weights`; the scalar `True` in leaves without auxiliary parameters. A NaN is pruned.
 
     Raises:
-      ValueError: an auxiliary parameter's name is no leaf, or its shape does not broadcast to it.
+      ValueError: `gated` is no `Gated`, or the name of an auxiliary parameter no leaf to which its shape broadcasts.
 
     >>> gated = Gated({"kernel": jnp.ones(3), "bias": jnp.ones(1)}, {"kernel": jnp.array([0.1, 0.0, -0.1])})
     >>> masks(gated)["kernel"].tolist(), masks(gated)["bias"].tolist()
@@ -211,6 +211,7 @@ def _magnitudes(name: str, leaf: chex.Array) -> jax.Array:
 
 def check_finite(gated: Gated) -> None:
     """Raises `ValueError` if a weight or an auxiliary parameter is NaN; says nothing about traced ones."""
+    check_gated(gated)
     for name, leaf in tree.named(gated.weights).items():
         if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             tree.check_no_nan(name, leaf)
@@ -218,7 +219,13 @@ def check_finite(gated: Gated) -> None:
         tree.check_no_nan(f"aux[{name!r}]", m)
 
 
+def check_gated(gated: Any, argument: str = "gated") -> None:
+    """Raises `ValueError` unless a value is a `Gated`."""
+    _checks.check_kind(argument, gated, Gated, "make one of parameters with sparsejax.gates.init")
+
+
 def _leaves(gated: Gated) -> dict[str, Any]:
+    check_gated(gated)
     tree.check_names(gated.aux, gated.weights, "aux")
     return tree.named(gated.weights)
 

@@ -5,12 +5,15 @@ at the grains' scores in a shape in which some axes are those along which they c
 that every grain goes with every scope. `sparsejax.select` offers both under its own name.
 """
 
+import math
+import numbers
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from sparsejax import _checks
 from sparsejax._types import wide_dtype
 
 __all__ = ["Grain", "Scope", "block", "channel", "groups_of", "leaf", "model", "per", "weight"]
@@ -94,15 +97,15 @@ def block(*size: int) -> Grain:
       A `Grain`; its masks have the shape of the leaf.
 
     Raises:
-      ValueError: a size is not positive; when used, the leaf has too few axes, or one that the size does not divide.
+      ValueError: a size is no integer >= 1; when used, the leaf has too few axes, or one that the size does not divide.
 
     >>> block(1, 2).pool(jnp.array([[1.0, 1.0, 5.0, 0.0]])).tolist()
     [[1.0, 2.5]]
     >>> block(1, 2).spread(jnp.array([[False, True]]), (1, 4)).tolist()
     [[False, False, True, True]]
     """
-    if not size or min(size) < 1:
-        raise ValueError(f"size={size} must be one or more lengths >= 1, such as block(4, 4)")
+    if not size or not all(isinstance(length, numbers.Integral) and length >= 1 for length in size):
+        raise ValueError(f"size={size} must be one or more whole lengths >= 1, such as block(4, 4)")
 
     def sizes(shape: Shape) -> Shape:
         if len(shape) < len(size):
@@ -168,15 +171,14 @@ def groups_of(m: int, axis: int = -2) -> Scope:
       A `Scope`.
 
     Raises:
-      ValueError: `m` is not positive; when used, the leaf has no such axis, `m` does not divide it, or a sparsity that
-        is not traced does not leave a whole number of each group.
+      ValueError: `m` is no integer >= 1; when used, the leaf has no such axis, `m` does not divide it, or a sparsity
+        that is not traced does not leave a whole number of each group.
 
     >>> scores, axes = groups_of(2, axis=-2).view(jnp.ones((6, 4)))
     >>> scores.shape, axes
     ((3, 2, 4), (1,))
     """
-    if m < 1:
-        raise ValueError(f"m={m} must be at least 1")
+    _checks.check_integer("m", m, 1, "2:4 sparsity is groups_of(4) at the sparsity 0.5")
 
     def view(scores: jax.Array) -> tuple[jax.Array, Shape]:
         own = _axis(scores.shape, axis, "groups_of")
@@ -188,13 +190,20 @@ def groups_of(m: int, axis: int = -2) -> Scope:
 
 
 def _axis(shape: Shape, axis: int, part: str) -> int:
-    if not -len(shape) <= axis < len(shape):
+    if axis not in range(-len(shape), len(shape)):
         raise ValueError(f"{part}(axis={axis}) needs that axis, and the shape is {shape}: {WAYS_OUT}")
     return axis % len(shape)
 
 
 def _split(scores: jax.Array, axis: int, length: int) -> jax.Array:
-    shape = scores.shape
+    shape, sharding = scores.shape, jax.typeof(scores).sharding
+    names = sharding.spec[axis] or ()  # the mesh axes of type Explicit that it lies along
+    parts = math.prod(sharding.mesh.shape[name] for name in (names if isinstance(names, tuple) else (names,)))
+    if shape[axis] // length % parts:
+        raise ValueError(
+            f"groups of {length} along axis {axis} of the shape {shape} lie on several devices each, as it is sharded "
+            f"over {parts}; shard the leaf along another axis, or choose another grain or scope"
+        )
     return scores.reshape(*shape[:axis], shape[axis] // length, length, *shape[axis + 1 :])
 
 

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import tree
+from sparsejax import _checks, tree
 from sparsejax._types import Mask, Params, wide_dtype
 
 __all__ = ["Group", "Member", "check", "pull", "push"]
@@ -88,14 +88,20 @@ def check(groups: Groups, params: Params) -> None:
 
     >>> check({"hidden": Group(2, (Member("bias", 0),))}, {"bias": jnp.ones(2)})
     """
+    _checks.check_kind("groups", groups, Mapping, "pass {name: sparsejax.groups.Group(size, members)}")
     if not groups:
         raise ValueError("groups={} describes no units, so there is nothing to prune; list at least one group")
     leaves = tree.named(params)
     taken: dict[tuple[str, int], tuple[np.ndarray, str]] = {}
     for name, group in groups.items():
+        _checks.check_kind(f"groups[{name!r}]", group, Group, "pass sparsejax.groups.Group(size, members)")
+        _checks.check_kind(
+            f"groups[{name!r}].members", group.members, Sequence, "pass a tuple of Member: (Member(...),)"
+        )
         if group.size < 1 or not group.members:
             raise ValueError(f"group {name!r} has {group.size} units and {len(group.members)} members; both are >= 1")
         for member in group.members:
+            _checks.check_kind(f"a member of groups[{name!r}]", member, Member, "pass Member(leaf, axis)")
             positions, axis = _checked(name, group, member, leaves)
             before, other = taken.get((member.leaf, axis), (np.zeros(positions.shape, bool), ""))
             if np.any(before & (positions >= 0)):
@@ -191,7 +197,7 @@ def _checked(name: str, group: Group, member: Member, leaves: Mapping[str, Any])
     if member.leaf not in leaves:
         raise ValueError(f"group {name!r} has a member {member.leaf!r}, but the leaves are {list(leaves)}")
     shape = jnp.shape(leaves[member.leaf])
-    if not -len(shape) <= member.axis < len(shape):
+    if member.axis not in range(-len(shape), len(shape)):
         raise ValueError(f"group {name!r}: {member.leaf!r} has shape {shape}, so it has no axis {member.axis}")
     length = shape[member.axis]
     positions = np.asarray(range(group.size) if member.units is None else member.units)

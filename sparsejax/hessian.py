@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from sparsejax import linear_algebra
+from sparsejax import linear_algebra, tree
 from sparsejax._types import Params
 
 Loss = Callable[..., jax.Array]
@@ -38,7 +38,7 @@ def over_batches(loss: Loss) -> Loss:
     5.0
     """
     # Nothing that is recomputed can be optimised away inside a loop, so the barriers against it would only cost time.
-    recomputed = jax.checkpoint(lambda params, batch: loss(params, *batch), prevent_cse=False)
+    recomputed = jax.checkpoint(lambda params, batch: scalar(loss(params, *batch)), prevent_cse=False)
 
     def mean(params: Params, *batches: chex.ArrayTree) -> jax.Array:
         count_batches(batches)
@@ -74,9 +74,9 @@ def hessian_vector_product(loss: Loss, params: Params, vector: Params, *batch: c
     [10.0, 6.0]
     """
     linear_algebra.check_float(params)
-    linear_algebra.check_like(vector, params, "vector")
+    tree.check_like(vector, params, "vector")
     params = jax.tree.map(jnp.asarray, params)
-    _, pullback = jax.vjp(jax.grad(lambda p: loss(p, *batch)), params)
+    _, pullback = jax.vjp(jax.grad(lambda p: scalar(loss(p, *batch))), params)
     return pullback(linear_algebra.cast_like(vector, params))[0]
 
 
@@ -154,9 +154,16 @@ def count_batches(batches: chex.ArrayTree) -> int:
     return sizes.pop()[0]
 
 
+def scalar(value: chex.Numeric) -> chex.Numeric:
+    """Returns the value of a loss; raises `ValueError` unless it is one number."""
+    if jnp.ndim(value):
+        raise ValueError(f"loss returned an array of shape {jnp.shape(value)}; it must be one number: take the mean")
+    return value
+
+
 def _forward_product(loss, params, vector, *batch):
     """Returns `H v` by forward over reverse mode, which not every `custom_vjp` permits."""
-    return jax.jvp(jax.grad(lambda p: loss(p, *batch)), (params,), (vector,))[1]
+    return jax.jvp(jax.grad(lambda p: scalar(loss(p, *batch))), (params,), (vector,))[1]
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -211,7 +218,7 @@ def _largest(product, start: np.ndarray, shift: float, k: int, tolerance: float,
 
 def _check_sizes(n: int, k: int, krylov: int | None, tolerance: float) -> int:
     """Returns the dimension of the Krylov space; raises `ValueError` unless everything is in range."""
-    if not 1 <= k <= n:
+    if k not in range(1, n + 1):
         raise ValueError(f"k={k} is outside 1 to n={n}, the number of parameters, and so of eigenvalues")
     if not tolerance > 0:
         raise ValueError(f"tolerance={tolerance} must be > 0: rounding alone leaves a residual; 1e-4 suits float32")

@@ -69,18 +69,6 @@ def norm(params: Params) -> jax.Array:
     return jnp.sqrt(dot(params, params))
 
 
-def check_like(other: Params, params: Params, argument: str) -> None:
-    """Raises `ValueError` unless a tree has the structure and the shapes of the parameters."""
-    tree.check_structure(other, params, argument)
-    expected = tree.named(params)
-    for name, leaf in tree.named(other).items():
-        if jnp.shape(leaf) != jnp.shape(expected[name]):
-            raise ValueError(
-                f"leaf {name!r} of {argument} has shape {jnp.shape(leaf)}, but it belongs to one of shape "
-                f"{jnp.shape(expected[name])}: build {argument} with jax.tree.map over the parameters"
-            )
-
-
 def check_float(params: Params) -> None:
     """Raises `ValueError` if there is no leaf, or one is empty, is not of a float dtype or holds a NaN."""
     if not jax.tree.leaves(params):

@@ -19,6 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from sparsejax._numbers import as_scalar
 from sparsejax._types import Bounds
 
 
@@ -166,7 +167,7 @@ def _check_entries(entries: Mapping[str, chex.Numeric], names: list[str], argume
 
 
 def _check_share(value: chex.Numeric, argument: str) -> None:
-    if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) <= 1:
+    if not isinstance(value, jax.core.Tracer) and not 0 <= as_scalar(value) <= 1:
         raise ValueError(
-            f"{argument}={value} is outside [0, 1]; it is a share, not a percentage: 85% sparse keeps 0.15"
+            f"{argument}={value!s:.80} is outside [0, 1]; it is a share, not a percentage: 85% sparse keeps 0.15"
         )

@@ -8,13 +8,14 @@ product: `0 * nan` is nan, and `-1 * 0` is -0.0.
 import math
 from dataclasses import dataclass
 from functools import partial, reduce
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import tree
+from sparsejax import _checks, tree
 from sparsejax._types import Mask, Params, aligned_shape
 
 
@@ -56,15 +57,25 @@ def project(mask: Mask, updates: Params, params: Params) -> Params:
       A tree like `updates`.
 
     Raises:
-      ValueError: `mask` or `updates` does not fit `params`.
+      ValueError: `mask` or `updates` does not fit `params`, or updates of floats are integers.
 
     >>> mask, params = {"a": jnp.array([True, False])}, {"a": jnp.array([2.0, 3.0])}
     >>> project(mask, {"a": jnp.array([0.5, 0.5])}, params)["a"].tolist()
     [0.5, -3.0]
     """
     check(mask, params)
-    tree.check_structure(updates, params, "updates")
-    return jax.tree.map(lambda m, u, p: jnp.where(m, u, -p.astype(u.dtype)), mask, updates, params)
+    tree.check_like(updates, params, "updates")
+    parameters = tree.named(params)
+    for name, update in tree.named(updates).items():
+        wanted, given = jnp.result_type(parameters[name]), jnp.result_type(update)
+        if jnp.issubdtype(wanted, jnp.inexact) and not jnp.issubdtype(given, jnp.inexact):
+            raise ValueError(
+                f"updates leaf {name!r} has dtype {given}, which cannot take a parameter of {wanted} to zero; cast the "
+                f"updates to the dtype of their parameters"
+            )
+    return jax.tree.map(
+        lambda m, u, p: jnp.where(m, u, -jnp.asarray(p).astype(jnp.result_type(u))), mask, updates, params
+    )
 
 
 def combine(*masks: Mask) -> Mask:
@@ -77,7 +88,7 @@ def combine(*masks: Mask) -> Mask:
       A mask; each leaf has the broadcast shape of its operands.
 
     Raises:
-      ValueError: no mask is given, or the structures differ.
+      ValueError: no mask is given, the structures differ, or leaves are not bool or do not broadcast.
 
     >>> combine({"a": jnp.array([True, False])}, {"a": jnp.array(True)})["a"].tolist()
     [True, False]
@@ -86,34 +97,43 @@ def combine(*masks: Mask) -> Mask:
         raise ValueError("combine() needs at least one mask; the mask that keeps everything is True in every leaf")
     for other in masks[1:]:
         tree.check_structure(other, masks[0], "mask")
+    leaves = [tree.named(mask) for mask in masks]
+    for name in leaves[0]:
+        shapes = [jnp.shape(_check_bool(name, mask[name])) for mask in leaves]
+        try:
+            np.broadcast_shapes(*shapes)
+        except ValueError as error:
+            raise ValueError(
+                f"mask leaf {name!r} has the shapes {shapes}, which do not broadcast; combine masks of the same "
+                f"parameters"
+            ) from error
     return jax.tree.map(lambda *leaves: reduce(jnp.logical_and, leaves), *masks)
 
 
 def check(mask: Mask, params: Params) -> None:
-    """Raises unless a tree is a mask for the parameters. Looks at structure, dtypes and shapes only.
+    """Raises unless a tree is a mask for the parameters. Looks at structure, dtypes, shapes and shardings only.
 
     Args:
       mask: the tree to check.
       params: the parameters it should fit.
 
     Raises:
-      ValueError: the structure differs, a leaf is not bool, or a leaf does not broadcast to its parameter.
+      ValueError: the structure differs, or a leaf is not bool, does not broadcast to its parameter, or is sharded in
+        another way over a mesh with axes of type Explicit.
 
     >>> check({"a": jnp.array(True)}, {"a": jnp.ones((2, 3))})
     """
     tree.check_structure(mask, params, "mask")
     parameters = tree.named(params)
     for name, leaf in tree.named(mask).items():
-        if jnp.result_type(leaf) != jnp.bool_:
-            raise ValueError(
-                f"mask leaf {name!r} has dtype {jnp.result_type(leaf)}; a mask is bool, True keeps: pass mask != 0"
-            )
+        _check_bool(name, leaf)
         shape, target = jnp.shape(leaf), jnp.shape(parameters[name])
         if aligned_shape(shape, target) is None:
             raise ValueError(
                 f"mask leaf {name!r} has shape {shape}, which does not broadcast to the parameter's {target}; "
                 f"give it 1 or the same size along every axis"
             )
+        _check_sharding(name, leaf, parameters[name])
 
 
 def sparsity(mask: Mask, params: Params) -> chex.Numeric:
@@ -170,9 +190,14 @@ def pack(mask: Mask) -> chex.ArrayTree:
     Returns:
       The tree with a `Packed` in place of each array.
 
+    Raises:
+      ValueError: a leaf is not bool.
+
     >>> pack({"a": jnp.array([True, False, True])})["a"].shape
     (3,)
     """
+    for name, leaf in tree.named(mask).items():
+        _check_bool(name, leaf)
     return jax.tree.map(lambda m: Packed(jnp.packbits(jnp.ravel(m)), jnp.shape(m)), mask)
 
 
@@ -185,12 +210,44 @@ def unpack(packed: chex.ArrayTree) -> Mask:
     Returns:
       A tree of bool arrays.
 
+    Raises:
+      ValueError: a leaf is not `Packed`.
+
     >>> unpack(pack({"a": jnp.array([True, False, True])}))["a"].tolist()
     [True, False, True]
     """
 
     def restore(leaf: Packed) -> jax.Array:
+        _checks.check_kind("packed leaf", leaf, Packed, "pass what sparsejax.masks.pack returned")
         count = math.prod(leaf.shape)
         return jnp.unpackbits(leaf.bits, count=count).reshape(leaf.shape).astype(jnp.bool_)
 
     return jax.tree.map(restore, packed, is_leaf=lambda node: isinstance(node, Packed))
+
+
+def _check_bool(name: str, leaf: Any) -> Any:
+    """Returns a leaf of a mask; raises `ValueError` unless it is bool."""
+    if jnp.result_type(leaf) != jnp.bool_:
+        raise ValueError(
+            f"mask leaf {name!r} has dtype {jnp.result_type(leaf)}; a mask is bool, True keeps: pass mask != 0"
+        )
+    return leaf
+
+
+def _check_sharding(name: str, leaf: Any, param: Any) -> None:
+    """Raises `ValueError` if both are on explicit meshes, and not alike: JAX would not say of which leaf."""
+    if not (isinstance(leaf, jax.Array) and isinstance(param, jax.Array)):
+        return
+    own, wanted = jax.typeof(leaf).sharding, jax.typeof(param).sharding
+    if not (_is_explicit(own) and _is_explicit(wanted)):
+        return
+    last = zip(reversed(own.spec), reversed(wanted.spec), reversed(jnp.shape(leaf)), strict=False)
+    if own.mesh != wanted.mesh or any(here != there and size > 1 for here, there, size in last):
+        raise ValueError(
+            f"mask leaf {name!r} is sharded as {own.spec} over {dict(own.mesh.shape)}, but its parameter as "
+            f"{wanted.spec} over {dict(wanted.mesh.shape)}; lay it alike with jax.device_put(mask, param.sharding)"
+        )
+
+
+def _is_explicit(sharding: jax.sharding.NamedSharding) -> bool:
+    return jax.sharding.AxisType.Explicit in sharding.mesh.axis_types

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from sparsejax import tree
+from sparsejax import _checks, tree
 from sparsejax._types import Params
 
 _Origin = frozenset[tuple[str, Fraction]] | None
@@ -77,11 +77,15 @@ def multiply_adds(fn: Callable[..., Any], params: Params, *args: Any) -> Multipl
     Returns:
       A `MultiplyAdds`; exact Python ints.
 
+    Raises:
+      ValueError: `fn` is no function.
+
     >>> layer = {"kernel": jax.ShapeDtypeStruct((3, 5), "float32")}
     >>> counts = multiply_adds(lambda p, x: x @ p["kernel"], layer, jax.ShapeDtypeStruct((2, 3), "float32"))
     >>> counts.by_leaf, counts.total
     ({'kernel': 30}, 30)
     """
+    _checks.check_function("fn", fn, "call multiply_adds(fn, params, *args)")
     sizes = {name: Fraction(math.prod(jax.numpy.shape(leaf))) for name, leaf in tree.named(params).items()}
     (jaxpr,) = core.jaxprs_in_params({"fn": jax.make_jaxpr(fn)(params, *args)})
     inputs: list[_Origin] = [frozenset({leaf}) for leaf in sizes.items()]

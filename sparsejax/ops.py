@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax._numbers import check_not_negative_if_known
 from sparsejax._types import prepare, reduce_to, wide_dtype
 from sparsejax.gate_ops import gate, gate_units
 
@@ -38,7 +39,7 @@ def hard_shrink(w: chex.Array, bound: chex.Numeric) -> jax.Array:
       An array of the shape and dtype of `w`.
 
     Raises:
-      ValueError: `w` is not of a float dtype, or `bound` does not broadcast to it.
+      ValueError: `w` is not of a float dtype, or `bound` does not broadcast to it, or is a Python number below 0.
 
     Source: Retsinas et al., Weight Pruning via Adaptive Sparsity Loss, 2020, Eq. 1, 16, 18. The paper keeps
     `|w| == bound`; its authors' code prunes it, and so do we.
@@ -49,6 +50,7 @@ def hard_shrink(w: chex.Array, bound: chex.Numeric) -> jax.Array:
     >>> jax.grad(lambda b: hard_shrink(w, b).sum())(0.25).item()
     0.4
     """
+    check_not_negative_if_known("bound", bound)
     w, bound = prepare(w, bound, "bound")
     return _hard_shrink(w, bound)
 
@@ -67,13 +69,15 @@ def hard_threshold(w: chex.Array, threshold: chex.Numeric) -> jax.Array:
       An array of the shape and dtype of `w`.
 
     Raises:
-      ValueError: `w` is not of a float dtype, or `threshold` does not broadcast to it.
+      ValueError: `w` is not of a float dtype, or `threshold` does not broadcast to it, or is a Python number
+        below 0.
 
     Source: Retsinas et al., Weight Pruning via Adaptive Sparsity Loss, 2020, section 3.3.3.
 
     >>> jax.grad(lambda w: hard_threshold(w, 0.2).sum())(jnp.array([0.5, -0.2, 0.1, -1.0])).tolist()
     [1.0, 0.0, 0.0, 1.0]
     """
+    check_not_negative_if_known("threshold", threshold)
     w, threshold = prepare(w, threshold, "threshold")
     return jnp.where(_exceeds(w, threshold), w, jnp.zeros_like(w))
 

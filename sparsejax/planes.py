@@ -11,9 +11,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from sparsejax import linear_algebra
+from sparsejax import linear_algebra, tree
 from sparsejax._types import Params
-from sparsejax.hessian import Loss
+from sparsejax.hessian import Loss, scalar
 
 
 class Plane(NamedTuple):
@@ -52,8 +52,8 @@ def plane(start: Params, middle: Params, end: Params) -> Plane:
     >>> plane(jnp.zeros(2), jnp.array([1.0, 2.0]), jnp.array([2.0, 0.0])).v.tolist()
     [0.0, 1.0]
     """
-    linear_algebra.check_like(middle, start, "middle")
-    linear_algebra.check_like(end, start, "end")
+    tree.check_like(middle, start, "middle")
+    tree.check_like(end, start, "end")
     spanned, width, height, size = _span(start, middle, end)
     _check_triangle(width, height, size)
     return spanned
@@ -99,7 +99,7 @@ def loss_on_plane(loss: Loss, plane: Plane, xs: chex.Array, ys: chex.Array, *bat
       An array (n, m), of the loss's dtype: row j belongs to `ys[j]`, as `matplotlib.pyplot.contour` expects it.
 
     Raises:
-      ValueError: `xs` or `ys` is not one-dimensional.
+      ValueError: `xs` or `ys` is not one-dimensional, or the loss is no scalar.
 
     >>> flat = plane(jnp.zeros(2), jnp.array([1.0, 2.0]), jnp.array([2.0, 0.0]))
     >>> loss_on_plane(lambda w: w[0] + 10 * w[1], flat, jnp.array([0.0, 1.0, 2.0]), jnp.array([0.0, 3.0])).tolist()
@@ -143,6 +143,7 @@ def _check_triangle(width: jax.Array, height: jax.Array, size: jax.Array) -> Non
 def _loss_on_plane(loss, plane, xs, ys, batch):
     def at(x, y):
         one = jnp.ones((), x.dtype)
-        return loss(linear_algebra.combine(plane.origin, (one, plane.origin), (x, plane.u), (y, plane.v)), *batch)
+        point = linear_algebra.combine(plane.origin, (one, plane.origin), (x, plane.u), (y, plane.v))
+        return scalar(loss(point, *batch))
 
     return jax.lax.map(lambda y: jax.lax.map(lambda x: at(x, y), xs), ys)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparsejax import _states, tree
 from sparsejax._numbers import check_not_negative
 from sparsejax._types import Params, wide_dtype
 
@@ -43,7 +44,8 @@ def proximal_l1(learning_rate: optax.ScalarOrSchedule, strength: chex.Numeric) -
       A transformation whose `update` needs `params`; its state is a `ProximalL1State`.
 
     Raises:
-      ValueError: `learning_rate` or `strength` is negative or not a number; from `update`, `params` is None.
+      ValueError: `learning_rate` or `strength` is negative or not a number; from `update`, `params` is None, or
+        `params`, `updates` and `state` do not belong together.
 
     Source: Xiao, Wang, Rajasekaran, AutoPrune, 2019, section 3.4 (the L1 regulariser of the weights).
 
@@ -62,6 +64,8 @@ def proximal_l1(learning_rate: optax.ScalarOrSchedule, strength: chex.Numeric) -
         del extra_args
         if params is None:
             raise ValueError("params=None, but proximal_l1 needs them: call tx.update(grads, state, params)")
+        _states.check(ProximalL1State, state)
+        tree.check_like(updates, params, "updates")
         rate = learning_rate(state.count if step is None else step) if callable(learning_rate) else learning_rate
         threshold = jnp.asarray(rate, jnp.float32) * jnp.asarray(strength, jnp.float32)
         stepped = jax.tree.map(_stepped, updates, params)

@@ -31,6 +31,8 @@ def kept(sparsity: chex.Numeric | Fraction, competitors: int) -> jax.Array:
     if is_static(sparsity):
         kept = round((1 - fraction(sparsity)) * competitors)
         return jnp.int32(kept if sparsity == 1 else max(kept, 1))
+    if not hasattr(sparsity, "dtype") or jnp.ndim(sparsity) or not jnp.issubdtype(sparsity.dtype, jnp.floating):
+        raise ValueError(f"sparsity={sparsity!r:.80} must be one float in [0, 1] for a leaf; for 90% pass 0.9")
     pruned = _fixed_point(sparsity)
     kept = jnp.where(pruned == 0, competitors, jnp.maximum(_times(-pruned, jnp.uint32(competitors)), 1))
     return jnp.where(sparsity < 1, kept, 0)  # NaN prunes all, which cannot be missed
@@ -38,6 +40,8 @@ def kept(sparsity: chex.Numeric | Fraction, competitors: int) -> jax.Array:
 
 def advance(kept: jax.Array, competitors: int, progress: chex.Numeric) -> jax.Array:
     """Returns how many survive when a share `progress` of those to be pruned is: an int32 scalar."""
+    if is_static(progress) and not 0 <= progress <= 1:
+        raise ValueError(f"progress={progress} must be in [0, 1], the share of what is pruned in the end")
     if is_static(progress) and progress == 1:
         return kept
     progress = jnp.asarray(progress, jnp.float32)

@@ -14,11 +14,13 @@ import jax
 import optax
 
 from sparsejax import allocate, schedules, scores, select
+from sparsejax._numbers import check_share
 from sparsejax._types import Mask, Params, Where
 from sparsejax.constraining import sparsify
 from sparsejax.rules import Target, drop_and_grow, prune_to, shares_of
 
 __all__ = [
+    "balanced_blocks",
     "block_magnitude",
     "channel_magnitude",
     "global_magnitude",
@@ -198,13 +200,17 @@ def rigl(
     Returns:
       A transformation, see `sparsejax.sparsify`.
 
+    Raises:
+      ValueError: `end` is before `period`, or `fraction` is out of its range.
+
     >>> tx, params = rigl(optax.sgd(0.1), 0.75, end=7500), {"kernel": jax.numpy.ones((4, 4))}
     >>> tx.init(params).mask["kernel"].shape
     (4, 4)
     """
-    decay = optax.cosine_decay_schedule(fraction, end)
+    check_share("fraction", fraction)
+    when, decay = schedules.every(period, period, end), optax.cosine_decay_schedule(fraction, end)
     rule = drop_and_grow(target, grow=scores.gradient, fraction=lambda step: decay(step.astype("float32")))
-    return sparsify(inner, rule, schedules.every(period, period, end), seed)
+    return sparsify(inner, rule, when, seed)
 
 
 def n_of_m(
@@ -234,10 +240,15 @@ def n_of_m(
     Returns:
       A transformation, see `sparsejax.sparsify`.
 
+    Raises:
+      ValueError: not `0 < n < m`.
+
     >>> tx, params = n_of_m(optax.sgd(0.1), 2, 4, 0, 1000), {"kernel": jax.numpy.ones((4, 4))}
     >>> tx.init(params).mask["kernel"].shape
     (4, 4)
     """
+    if not 0 < n < m:
+        raise ValueError(f"n={n} must be at least 1 and below m={m}: as many of every m survive; 2:4 is n=2, m=4")
     target = partial(allocate.uniform, sparsity=1 - n / m, where=where)
     return gradual_magnitude(inner, target, start, end, period, scope=select.groups_of(m, axis))
 
@@ -258,11 +269,43 @@ def block_magnitude(
     Returns:
       A transformation, see `sparsejax.sparsify`.
 
+    Raises:
+      ValueError: `size` is no tuple of lengths.
+
     >>> tx, params = block_magnitude(optax.sgd(0.1), 0.75, (2, 2), 0, 1000), {"kernel": jax.numpy.ones((4, 4))}
     >>> tx.init(params).mask["kernel"].shape
     (4, 4)
     """
-    return gradual_magnitude(inner, target, start, end, period, grain=select.block(*size))
+    return gradual_magnitude(inner, target, start, end, period, grain=_blocks(size))
+
+
+def balanced_blocks(
+    inner: Optimizer, target: Target, size: tuple[int, ...], start: int, end: int, period: int = 100
+) -> Optimizer:
+    """Returns pruning of whole blocks, as many in every block column, by mean magnitude along a cubic ramp.
+
+    What is left is what `sparsejax.block_sparse` stores without waste: each output has the inputs of equally many
+    blocks. Blocks of few inputs and many outputs, (8, 128) say, are fast and fine.
+
+    Args:
+      inner: any optimizer.
+      target: the sparsity to reach, see the head of the module.
+      size: the lengths of a block along the last axes, which they must divide.
+      start: the first step at which the mask is looked at, at which nothing is pruned yet.
+      end: the step at which the target is reached.
+      period: steps between two looks.
+
+    Returns:
+      A transformation, see `sparsejax.sparsify`.
+
+    Raises:
+      ValueError: `size` is no tuple of lengths.
+
+    >>> tx, params = balanced_blocks(optax.sgd(0.1), 0.75, (1, 2), 0, 1000), {"kernel": jax.numpy.ones((4, 4))}
+    >>> tx.init(params).mask["kernel"].shape
+    (4, 4)
+    """
+    return gradual_magnitude(inner, target, start, end, period, _blocks(size), select.per(-1))
 
 
 def channel_magnitude(
@@ -314,3 +357,9 @@ def wanda(params: Params, input_norms: Mapping[str, jax.Array], target: Target) 
     """
     shares = shares_of(target, params)
     return select.leafwise(scores.wanda(params, input_norms=input_norms), shares, scope=select.per(-1))
+
+
+def _blocks(size: tuple[int, ...]) -> select.Grain:
+    if not isinstance(size, tuple | list):
+        raise ValueError(f"size={size!r} must be a tuple, the lengths of a block along the last axes, such as (4, 4)")
+    return select.block(*size)

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import tree
+from sparsejax._checks import check_integer, check_kind
 from sparsejax._numbers import meant
 from sparsejax._types import Params, Sparsities, Where
-from sparsejax.budgets import Budget
+from sparsejax.budgets import Budget, check_budget
 from sparsejax.counts import Leaf, Report
 from sparsejax.multiply_adds import MultiplyAdds, multiply_adds
 
@@ -57,6 +58,9 @@ def count(
     for name, leaf in leaves.items():
         if isinstance(leaf, jax.core.Tracer | jax.ShapeDtypeStruct):
             raise ValueError(f"leaf {name!r} has no value to count, it is {leaf}; call this outside jit, grad and vmap")
+    if multiply_adds is not None:
+        way_out = "pass sparsejax.report.multiply_adds(fn, params, *args)"
+        check_kind("multiply_adds", multiply_adds, MultiplyAdds, way_out)
     if multiply_adds is not None and (difference := sorted(multiply_adds.by_leaf.keys() ^ leaves.keys())):
         raise ValueError(f"multiply_adds belongs to another tree: {difference} are in one only; count both from params")
     prunable, nonzeros = tree.select(params, where), _count_nonzeros(leaves)
@@ -144,6 +148,7 @@ def dense_equivalent_width(width: int, kept: float) -> int:
     share = meant(_share("kept", kept))
     if kept == 0 or width < 1:
         raise ValueError(f"kept={kept} must be in (0, 1] and width={width} at least 1: nothing is left to be a layer")
+    check_integer("width", width, 1, "it counts channels or neurons")
     return max(1, math.isqrt(share.numerator * operator.index(width) ** 2 // share.denominator))
 
 
@@ -164,6 +169,7 @@ def _wanted(asked: float | Sparsities | None, params: Params, prunable: tuple[st
 
 def _balance(budget: Budget, params: Params, nonzeros: Mapping[str, int]) -> tuple[int, int]:
     """Returns what may be spent, and what the non-zeros cost."""
+    check_budget(budget)
     tree.check_names(budget.costs, params, "budget.costs")
     return int(budget.limit), sum(cost * nonzeros.get(name, 0) for name, cost in budget.costs.items())
 

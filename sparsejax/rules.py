@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import allocate, masks, scores, select
+from sparsejax import _checks, _numbers, allocate, masks, scores, select
 from sparsejax._types import Clock, Mask, Params, Scores, Sparsities
 
 __all__ = ["Rule", "drop_and_grow", "fixed", "prune_to", "shares_of"]
@@ -126,13 +126,17 @@ def prune_to(
       A `Rule`.
 
     Raises:
-      ValueError: as `sparsejax.select.leafwise`; from `init` already.
+      ValueError: an argument is not what it is called; as `sparsejax.select.leafwise`, from `init` already.
 
     >>> rule, params = prune_to(0.5), {"kernel": jnp.array([[3.0, 1.0, 2.0, 4.0]])}
     >>> mask = rule.init(params, jax.random.key(0))
     >>> rule.update(mask, params, step=0)["kernel"].tolist()
     [[True, False, False, True]]
     """
+
+    _checks.check_function("score", score, "pass one of sparsejax.scores, such as scores.magnitude")
+    _checks.check_function("ramp", ramp, "pass one of sparsejax.schedules, such as cubic(0, 1000)")
+    select.check_parts(grain, scope)
 
     def competition(params: Params, scored: Scores, share: chex.Numeric) -> Mask:
         return select.leafwise(scored, shares_of(target, params), grain, scope, share)
@@ -181,13 +185,20 @@ def drop_and_grow(
       A `Rule`.
 
     Raises:
-      ValueError: as `sparsejax.select.leafwise`; from `init` already.
+      ValueError: an argument is not what it is called, or `fraction` is out of its range; as
+        `sparsejax.select.leafwise`, from `init` already.
 
     >>> rule, params = drop_and_grow(0.5, grow=scores.gradient, fraction=0.5), {"kernel": jnp.array([[3.0, 1.0, 0, 0]])}
     >>> mask, grads = {"kernel": jnp.array([[True, True, False, False]])}, {"kernel": jnp.array([[0.0, 1.0, 2.0, 3.0]])}
     >>> rule.update(mask, params, step=0, grads=grads, key=jax.random.key(0))["kernel"].tolist()
     [[True, False, False, True]]
     """
+
+    for argument, score in (("drop", drop), ("grow", grow)):
+        _checks.check_function(argument, score, "pass one of sparsejax.scores, such as scores.magnitude")
+    if not callable(fraction):
+        _numbers.check_share("fraction", fraction)
+    select.check_parts(grain, scope)
 
     def init(params: Params, key: chex.PRNGKey) -> Mask:
         return select.leafwise(scores.random(params, key=key), shares_of(target, params), grain, scope)
@@ -236,7 +247,7 @@ def _all_alive(param: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
 
 def _is_zero(share: chex.Numeric) -> bool:
     """Whether a leaf is left alone; a traced share may be anything."""
-    return not isinstance(share, jax.core.Tracer) and share == 0
+    return _numbers.as_scalar(share) == 0
 
 
 def _is_float(leaf: jax.Array) -> bool:
@@ -244,4 +255,4 @@ def _is_float(leaf: jax.Array) -> bool:
 
 
 def _is_positive(target: Target) -> bool:
-    return callable(target) or any(share != 0 for share in jax.tree.leaves(target))
+    return callable(target) or any(not _is_zero(share) for share in jax.tree.leaves(target))

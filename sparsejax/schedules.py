@@ -5,12 +5,16 @@ the way to a target, or a sparsity itself. They start and end exactly where they
 bool. All of them work on Python integers and on traced steps.
 """
 
+import math
+import numbers
 from collections.abc import Callable
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from sparsejax import _checks
+from sparsejax._numbers import as_scalar
 from sparsejax._types import Clock
 
 
@@ -74,14 +78,13 @@ def every(period: int, start: int = 0, end: int | None = None) -> Clock:
       `step -> bool` scalar.
 
     Raises:
-      ValueError: `period < 1`, `start < 0` or `end < start`.
+      ValueError: `period` is no integer >= 1, `start < 0` or `end < start`.
 
     >>> [step for step in range(30) if every(10, start=3, end=25)(step)]
     [3, 13, 23, 25]
     """
-    if period < 1:
-        raise ValueError(f"period={period} must be at least 1 step")
-    if start < 0 or (end is not None and end < start):
+    _checks.check_integer("period", period, 1, "1 strikes at every step")
+    if not 0 <= as_scalar(start) <= (math.inf if end is None else as_scalar(end)):
         raise ValueError(f"start={start}, end={end} must satisfy 0 <= start <= end, or no step would ever be struck")
 
     def clock(step: chex.Numeric) -> jax.Array:
@@ -102,19 +105,19 @@ def at(*steps: int) -> Clock:
       `step -> bool` scalar.
 
     Raises:
-      ValueError: no step is given, or one is negative.
+      ValueError: no step is given, or one is negative or no integer.
 
     >>> [step for step in range(10) if at(0, 7)(step)]
     [0, 7]
     """
-    if not steps or min(steps) < 0:
-        raise ValueError(f"steps={steps} must be one or more steps >= 0, or the clock would never strike")
+    if not steps or not all(isinstance(step, numbers.Integral) and step >= 0 for step in steps):
+        raise ValueError(f"steps={steps} must be one or more whole steps >= 0, or it would never strike: at(0, 1000)")
     return lambda step: (jnp.asarray(step) == jnp.asarray(steps)).any()
 
 
 def _ramp(start: int, end: int, initial: float, final: float, remaining: Callable[[jax.Array], jax.Array]) -> Clock:
     """The ramp whose distance to `final` is `remaining(1 - t)` of the whole."""
-    if not 0 <= start < end:
+    if not 0 <= as_scalar(start) < as_scalar(end):
         raise ValueError(
             f"start={start}, end={end} must satisfy 0 <= start < end; to jump at once use optax.join_schedules"
         )

@@ -70,13 +70,13 @@ def gradient(params: Params, *, grads: Params, **signals: Any) -> Scores:
       A tree like `grads`.
 
     Raises:
-      ValueError: `grads` has another structure.
+      ValueError: `grads` has another structure, or other shapes.
 
     >>> gradient({"kernel": jnp.ones(2)}, grads={"kernel": jnp.array([0.5, -2.0])})["kernel"].tolist()
     [0.5, 2.0]
     """
     del signals
-    tree.check_structure(grads, params, "grads")
+    tree.check_like(grads, params, "grads")
     return jax.tree.map(jnp.abs, grads)
 
 
@@ -95,14 +95,14 @@ def saliency(params: Params, *, grads: Params, **signals: Any) -> Scores:
       A tree like `params`, of float32 at least, in which products of small numbers do not vanish.
 
     Raises:
-      ValueError: `grads` has another structure.
+      ValueError: `grads` has another structure, or other shapes.
 
     >>> w, g = {"kernel": jnp.array([0.5, -2.0])}, {"kernel": jnp.array([4.0, 0.5])}
     >>> saliency(w, grads=g)["kernel"].tolist()
     [2.0, 1.0]
     """
     del signals
-    tree.check_structure(grads, params, "grads")
+    tree.check_like(grads, params, "grads")
     return jax.tree.map(lambda w, g: jnp.abs(_wide(w, g) * _wide(g, w)), params, grads)
 
 

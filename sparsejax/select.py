@@ -19,7 +19,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from sparsejax import masks, quotas, tree
+from sparsejax import _checks, masks, quotas, tree
 from sparsejax._types import Mask, Scores, Sparsities
 from sparsejax.grains import Grain, Scope, Shape, block, channel, groups_of, leaf, model, per, weight
 from sparsejax.search import best_along, best_of_each
@@ -70,11 +70,13 @@ def leafwise(
 
     Raises:
       ValueError: `sparsities` is not like `scores`, a number is out of its range, a leaf that is not left alone is not
-        of a float dtype, grain or scope do not fit its shape, or `among` is not a mask for `scores`; it names the leaf.
+        of a float dtype, grain or scope are none or do not fit its shape, or `among` is not a mask for `scores`; it
+        names the leaf.
 
     >>> leafwise({"a": jnp.array([0.3, 0.1, 0.2, 0.4]), "b": jnp.ones(2)}, {"a": 0.5, "b": 0.0})["a"].tolist()
     [True, False, False, True]
     """
+    check_parts(grain, scope)
     tree.check_structure(sparsities, scores, "sparsities")
     if scope.joint:
         return globally(scores, sparsities, grain, progress, among)
@@ -124,6 +126,7 @@ def globally(
     >>> globally({"a": jnp.array([0.3, 0.1]), "b": jnp.array([0.2, 0.4])}, 0.5)["b"].tolist()
     [False, True]
     """
+    check_parts(grain, leaf)
     number = jax.tree.structure(sparsity) == jax.tree.structure(0)
     tree_of_shares = jax.tree.map(lambda _: sparsity, scores) if number else sparsity
     tree.check_structure(tree_of_shares, scores, "sparsity")
@@ -159,6 +162,9 @@ def then(first: Competition, second: Competition) -> Competition:
     Returns:
       `(scores, ..., progress=1.0, among=None) -> mask`; what it is given besides goes to the second.
 
+    Raises:
+      ValueError: `first` or `second` is no function.
+
     >>> from functools import partial
     >>> two_of_four = partial(leafwise, sparsities=0.5, scope=groups_of(4, axis=-1))
     >>> both = then(two_of_four, partial(globally, sparsity=5 / 8))
@@ -166,11 +172,20 @@ def then(first: Competition, second: Competition) -> Competition:
     [[True, True, False, False], [False, False, False, True]]
     """
 
+    for argument, competition in (("first", first), ("second", second)):
+        _checks.check_function(argument, competition, "pass functools.partial(leafwise, sparsities=...), say")
+
     def both(scores: Scores, *args: Any, progress: chex.Numeric = 1.0, among: Mask | None = None, **options: Any):
         survivors = first(scores, progress=progress, among=among)
         return second(scores, *args, progress=progress, among=survivors, **options)
 
     return both
+
+
+def check_parts(grain: Any, scope: Any) -> None:
+    """Raises `ValueError` unless the two parts of a competition are what they are called."""
+    _checks.check_kind("grain", grain, Grain, "pass sparsejax.select.weight, channel(axis) or block(*size)")
+    _checks.check_kind("scope", scope, Scope, "pass sparsejax.select.leaf, per(*axes), groups_of(m, axis) or model")
 
 
 class _Entry(NamedTuple):

@@ -44,7 +44,7 @@ def leaky_relu(m: chex.Array, slope: float = 0.1) -> jax.Array:
     >>> leaky_relu(jnp.array([-2.0, 0.0, 2.0]), slope=0.25).tolist()
     [0.25, 0.25, 1.0]
     """
-    if slope < 0:
+    if not slope >= 0:
         raise ValueError(f"slope={slope} must be >= 0: a negative derivative would turn the update's sign around")
     return jnp.where(m > 0, jnp.ones_like(m), jnp.full_like(m, slope))
 
@@ -84,6 +84,6 @@ def softplus(m: chex.Array, beta: float = 1.0) -> jax.Array:
     >>> softplus(jnp.array([-2.0, 0.0, 2.0])).tolist()
     [0.1192, 0.5, 0.8808]
     """
-    if beta <= 0:
-        raise ValueError(f"beta={beta} must be > 0: softplus with a non-positive sharpness does not approach a step")
+    if not beta > 0:
+        raise ValueError(f"beta={beta} must be > 0: a softplus of no sharpness does not approach a step; 1.0 is usual")
     return jax.nn.sigmoid(beta * m)

@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax import _checks, search, tree, unit_gates
 from sparsejax import groups as grouping
-from sparsejax import search, tree, unit_gates
 from sparsejax._types import Mask, Params, wide_dtype
-from sparsejax.budgets import Budget, within
-from sparsejax.gates import Gated
+from sparsejax.budgets import Budget, check_budget, within
+from sparsejax.gates import Gated, check_gated
 from sparsejax.groups import Groups
 
 __all__ = ["Target", "settle", "units", "weights"]
@@ -57,7 +57,8 @@ def weights(budget: Budget) -> Target:
       A `Target`. Of equal auxiliary parameters the earlier leaf's and the lower index stay.
 
     Raises:
-      ValueError: from its functions: leaves without gates cost more than the limit, or names do not fit.
+      ValueError: `budget` is none; from its functions: leaves without gates cost more than the limit, or names do not
+        fit.
 
     >>> gated = Gated({"kernel": jnp.ones(4)}, {"kernel": jnp.array([-0.2, 0.1, -0.1, -0.3])})
     >>> weights(Budget({"kernel": 1}, limit=2)).choose(gated)["kernel"].tolist()
@@ -83,7 +84,7 @@ def units(budget: Budget, groups: Groups) -> Target:
       A `Target`; every group keeps a unit.
 
     Raises:
-      ValueError: from its functions: one unit a group costs more than the limit, or names do not fit.
+      ValueError: `budget` is none; from its functions: one unit a group costs more than the limit, or names do not fit.
 
     >>> hidden = {"hidden": grouping.Group(3, (grouping.Member("kernel", 1),))}
     >>> gated = Gated({"kernel": jnp.ones((2, 3))}, {"hidden": jnp.array([-0.2, -0.3, -0.1])})
@@ -112,6 +113,8 @@ def settle(target: Target, gated: Gated) -> Gated:
     >>> settle(weights(Budget({"kernel": 1}, limit=2)), gated).aux["kernel"].tolist()
     [-0.2, 0.1, 0.1, -0.3]
     """
+    _checks.check_kind("target", target, Target, "pass sparsejax.targets.weights(budget) or units(budget, groups)")
+    check_gated(gated)
     moved = moves(gated, target.choose(gated))
     reached = target.reached(gated)
     return gated._replace(aux={name: jnp.where(reached, m + moved[name], m) for name, m in gated.aux.items()})
@@ -130,6 +133,8 @@ def moves(gated: Gated, chosen: Kept) -> dict[str, jax.Array]:
 
 def _target(budget: Budget, push: Callable[[Kept, Params], Mask], protect: Callable[[jax.Array], jax.Array]) -> Target:
     """Returns the target of gates that `push` takes to a mask, of which `protect` tells those that never close."""
+
+    check_budget(budget)
 
     def affordable(open_gates: Kept, aux: dict[str, jax.Array], params: Params) -> jax.Array:
         safe = {name: gates | protect(aux[name]) for name, gates in open_gates.items()}
@@ -165,6 +170,7 @@ def _target(budget: Budget, push: Callable[[Kept, Params], Mask], protect: Calla
 
 def _check_reachable(budget: Budget, gated: Gated, affordable: Callable[..., jax.Array]) -> None:
     """Raises unless the limit suffices when every gate that can be closed is closed; a traced one is not looked at."""
+    check_gated(gated)
     if isinstance(budget.limit, jax.core.Tracer):
         return
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), gated.weights)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax import tree
+from sparsejax._numbers import as_scalar
 from sparsejax._types import wide_dtype
 
 
@@ -70,7 +71,7 @@ def bisection(w: chex.Array, sparsity: chex.Numeric, tolerance: float = 1e-3) ->
     check_layer("w", w)
     tree.check_no_nan("w", w)
     check_sparsity(sparsity, below_one=False)
-    if not tolerance > 0:
+    if not as_scalar(tolerance) > 0:
         raise ValueError(f"tolerance={tolerance} must be > 0: it is the share of weights the search may be off by")
     magnitude = jnp.abs(jax.lax.stop_gradient(w)).astype(wide_dtype(w))
     wanted = jnp.asarray(sparsity).astype(magnitude.dtype)
@@ -124,10 +125,11 @@ def check_sparsity(sparsity: chex.Numeric, below_one: bool) -> None:
     """Raises `ValueError` unless a concrete sparsity is in [0, 1], or in [0, 1)."""
     if isinstance(sparsity, jax.core.Tracer):
         return
-    share = float(sparsity)
+    share = as_scalar(sparsity)
     if not (0 <= share < 1 or (share == 1 and not below_one)):
         interval, reason = ("[0, 1)", "no bound prunes all of a Gaussian") if below_one else ("[0, 1]", "it is a share")
-        raise ValueError(f"sparsity={share} is outside {interval}: {reason}; for 85% pass 0.85")
+        shown = f"{sparsity!r:.80}" if math.isnan(share) else share
+        raise ValueError(f"sparsity={shown} is outside {interval}: {reason}; for 85% pass 0.85")
 
 
 class _Search(NamedTuple):

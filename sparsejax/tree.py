@@ -55,13 +55,16 @@ def select(params: Params, where: Where = None) -> tuple[str, ...]:
       The names, in the order of the leaves.
 
     Raises:
-      ValueError: nothing is selected, the expression is not valid, or a selected leaf is empty or not of a float type.
+      ValueError: nothing is selected, the expression is not valid, a selected leaf is empty or not of a float type, or
+        any leaf is no array.
 
     >>> params = {"Dense_0": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
     >>> select(params), select(params, "bias$")
     (('Dense_0/kernel',), ('Dense_0/bias',))
     """
     leaves = named(params)
+    for name, leaf in leaves.items():
+        _check_array(name, leaf)
     matches = _matcher(where)
     chosen = tuple(name for name, leaf in leaves.items() if matches(name, leaf))
     if not chosen:
@@ -105,12 +108,13 @@ def draw(key: chex.PRNGKey, shapes: Mapping[str, Any], sampler: Sampler = jax.ra
       `{name: array}` of the shapes and dtypes; drawn in the widest of the dtypes.
 
     Raises:
-      ValueError: there is nothing to draw.
+      ValueError: there is nothing to draw, or `key` is no PRNG key.
 
     >>> drawn = draw(jax.random.key(0), {"a": jnp.ones((2, 3)), "b": jnp.ones(4)})
     >>> {name: array.shape for name, array in drawn.items()}
     {'a': (2, 3), 'b': (4,)}
     """
+    _check_key(key)
     sizes = [math.prod(jnp.shape(leaf)) for leaf in shapes.values()]
     if not sum(sizes):
         raise ValueError(f"shapes={dict(shapes)} has no entries, so there is nothing to draw")
@@ -163,9 +167,32 @@ def check_structure(tree: Any, params: Params, argument: str) -> None:
     extra = [name for name in has if name not in wants]
     difference = f"it lacks {missing[:3]}" if missing else f"it adds {extra[:3]}" if extra else "the containers differ"
     raise ValueError(
-        f"{argument} must have the structure of params, {jax.tree.structure(params)}, but {difference}; "
+        f"{argument} must have the structure of params, {jax.tree.structure(params)!s:.300}, but {difference}; "
         f"build it with jax.tree.map over params (no None: an untouched leaf of a mask is jnp.asarray(True))"
     )
+
+
+def check_like(tree: Any, params: Params, argument: str) -> None:
+    """Raises unless a tree has exactly the structure and the shapes of the parameters.
+
+    Args:
+      tree: the tree to check; arrays, scalars, or `jax.ShapeDtypeStruct`.
+      params: the tree that it must be like.
+      argument: what the caller calls the tree, for the message.
+
+    Raises:
+      ValueError: it names the first leaf that one of the two lacks, or that has another shape.
+
+    >>> check_like({"a": jnp.zeros(3)}, {"a": jnp.ones(3)}, "grads")
+    """
+    check_structure(tree, params, argument)
+    expected = named(params)
+    for name, leaf in named(tree).items():
+        if jnp.shape(leaf) != jnp.shape(expected[name]):
+            raise ValueError(
+                f"leaf {name!r} of {argument} has shape {jnp.shape(leaf)}, but it belongs to one of shape "
+                f"{jnp.shape(expected[name])}: build {argument} with jax.tree.map over the parameters"
+            )
 
 
 def check_prunable(name: str, leaf: Any, way_out: str) -> None:
@@ -209,6 +236,20 @@ def check_no_nan(name: str, leaf: Any) -> None:
             f"leaf {name!r} holds {count} NaN; a threshold of such weights is NaN too. Find the step that made them "
             f"(jax_debug_nans) and prune weights from before it"
         )
+
+
+def _check_array(name: str, leaf: Any) -> None:
+    if not (isinstance(leaf, int | float | complex) or (hasattr(leaf, "dtype") and hasattr(leaf, "shape"))):
+        raise ValueError(
+            f"leaf {name!r} is {leaf!r:.80}, which is no array; pass the parameters alone: variables['params'] of "
+            f"Linen, nnx.state(model, nnx.Param), eqx.filter(model, eqx.is_array)"
+        )
+
+
+def _check_key(key: Any) -> None:
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
+        raise ValueError(f"key={key!r:.80} is no PRNG key; pass jax.random.key(0)")
 
 
 def _matcher(where: Where):

@@ -231,11 +231,15 @@ def finalize(gated: Gated, groups: Groups) -> Params:
 
 
 def _kept_of(gated: Gated, groups: Groups) -> dict[str, jax.Array]:
+    gates.check_gated(gated)
     alive = {}
     for name, m in gated.aux.items():
         group = grouping.lookup(groups, name, "aux")
         if jnp.shape(m) != (group.size,):
-            raise ValueError(f"aux[{name!r}] has shape {jnp.shape(m)}, but its group has {group.size} units")
+            raise ValueError(
+                f"aux[{name!r}] has shape {jnp.shape(m)}, but its group has {group.size} units; make it with "
+                f"sparsejax.unit_gates.init of the same groups"
+            )
         alive[name] = kept(m)
     return alive
 

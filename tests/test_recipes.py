@@ -26,6 +26,7 @@ RECIPES = {
     "rigl": partial(recipes.rigl, target=TARGET, end=END, period=2),
     "n_of_m": partial(recipes.n_of_m, n=1, m=4, start=0, end=END, period=2, axis=-2),
     "block_magnitude": partial(recipes.block_magnitude, target=TARGET, size=(2, 2), start=0, end=END, period=2),
+    "balanced_blocks": partial(recipes.balanced_blocks, target=TARGET, size=(2, 4), start=0, end=END, period=2),
     "channel_magnitude": partial(recipes.channel_magnitude, target=TARGET, start=0, end=END, period=2, axis=-1),
 }
 SPARSE_FROM_THE_START = {"set_", "rigl"}

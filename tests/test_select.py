@@ -392,6 +392,9 @@ COMPETITIONS = {
     "per output": lambda s: select.leafwise(s, dict.fromkeys(SHARDED, 0.75), scope=select.per(-1)),
     "2:4": lambda s: select.leafwise(s, dict.fromkeys(SHARDED, 0.5), scope=select.groups_of(4)),
     "block": lambda s: select.leafwise(s, dict.fromkeys(SHARDED, 0.5), grain=select.block(2, 2)),
+    "balanced blocks": lambda s: select.leafwise(
+        s, dict.fromkeys(SHARDED, 0.5), grain=select.block(1, 2), scope=select.per(-1)
+    ),
     "channel": lambda s: select.leafwise(s, dict.fromkeys(SHARDED, 0.5), grain=select.channel(-1)),
     "2:4, then globally": select.then(
         partial(select.leafwise, sparsities=dict.fromkeys(SHARDED, 0.5), scope=select.groups_of(4)),

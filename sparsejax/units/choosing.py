@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax import groups, quotas, targets
-from sparsejax.budgets import Budget, within
+from sparsejax._numbers import as_scalar
+from sparsejax.budgets import Budget, check_budget, within
 from sparsejax.gates import Gated
 from sparsejax.groups import Group
 from sparsejax.units.graph import UnitGraph
@@ -49,10 +50,17 @@ def affordable(
     >>> affordable(graph, {"in": jnp.array([0.2, 0.1, 0.3])}, Budget({"in": 1, "out": 1}, limit=6))["in"].tolist()
     [True, False, True]
     """
-    graph.check(scores)
+    graph.check(scores, "scores")
+    check_budget(budget)
     if not scores:
         raise ValueError(f"scores={scores} has no group, so no unit can go; the graph has {list(graph.groups)}")
     least = {name: _least(groups.lookup(graph.groups, name, "scores"), floor) for name in scores}
+    for name, values in scores.items():
+        if jnp.shape(values) != (graph.groups[name].size,):
+            raise ValueError(
+                f"scores[{name!r}] is of shape {jnp.shape(values)}, but the group has {graph.groups[name].size} units; "
+                f"pass one score a unit, such as graph.pull(...) or a part of sparsejax.units.statistics"
+            )
     _check_reachable(graph, least, budget, floor)
     aux = {name: _protected(jnp.asarray(values), least[name]) for name, values in scores.items()}
     return targets.units(budget, graph.groups).choose(Gated(graph.params, aux))
@@ -74,19 +82,25 @@ def lowest(scores: Mapping[str, chex.Array], amount: float) -> dict[str, jax.Arr
       `{group: bool (size,)}`, `True` keeps.
 
     Raises:
-      ValueError: `amount` is out of its range, or leaves nothing of a group.
+      ValueError: `amount` is out of its range, or leaves nothing of a group, or scores are no vector.
 
     >>> lowest({"hidden": jnp.array([0.3, 0.1, 0.2, 0.4, 0.1])}, 0.2)["hidden"].tolist()
     [True, True, True, True, False]
     """
     counted = isinstance(amount, numbers.Integral)
-    if amount < 0 or (amount >= 1 and not counted):
+    if not as_scalar(amount) >= 0 or (amount >= 1 and not counted):
         raise ValueError(
-            f"amount={amount} is no share of units that can go, which is at least 0 and less than 1, nor a number of "
+            f"amount={amount!r} is no share of units that can go, which is at least 0 and less than 1, nor a number of "
             f"units, which is an integer"
         )
     kept = {}
     for name, values in scores.items():
+        values = jnp.asarray(values)
+        if values.ndim != 1:
+            raise ValueError(
+                f"scores[{name!r}] has shape {values.shape}; it must be (size,), one score a unit: graph.pull(...) "
+                f"sums those of weights"
+            )
         count = int(amount) if counted else int(quotas.fraction(amount) * values.size)
         if count >= values.size > 0:
             raise ValueError(f"amount={amount} leaves nothing of the {values.size} units of {name!r}; remove fewer")
@@ -96,7 +110,7 @@ def lowest(scores: Mapping[str, chex.Array], amount: float) -> dict[str, jax.Arr
 
 def _least(group: Group, floor: float) -> int:
     """Returns how many units of a group stay."""
-    if not 0 <= floor <= 1:
+    if not 0 <= as_scalar(floor) <= 1:
         raise ValueError(f"floor={floor} must be in [0, 1], the share of the units of every group that stays")
     return max(1, math.ceil(quotas.fraction(floor) * group.size))
 

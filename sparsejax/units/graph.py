@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax import _checks, tree
 from sparsejax import groups as grouping
-from sparsejax import tree
 from sparsejax._types import Mask, Params
 from sparsejax.groups import Group
 from sparsejax.units import table
@@ -129,13 +129,15 @@ class UnitGraph:
                 units[name] = here
         return units
 
-    def check(self, kept: Kept) -> None:
-        """Raises `ValueError` if an entry of `kept` is an inexact group that was not asked for."""
+    def check(self, kept: Kept, argument: str = "kept") -> None:
+        """Raises `ValueError` if an entry of a dict by group is an inexact group that was not asked for."""
+        _checks.check_kind(argument, kept, Mapping, f"pass {{group: array (size,)}} for some of {list(self.groups)}")
         for name in kept:
             if name in self.inexact:
                 raise ValueError(
-                    f"kept has an entry {name!r}, whose units cannot be removed exactly: {self.inexact[name].reason}; "
-                    f"leave it out, or trace with inexact=True if the network may differ from the masked one"
+                    f"{argument} has an entry {name!r}, whose units cannot be removed exactly: "
+                    f"{self.inexact[name].reason}; leave it out, or trace with inexact=True if the network may differ "
+                    f"from the masked one"
                 )
 
     def __str__(self) -> str:
@@ -171,13 +173,14 @@ def trace(fn: Callable[..., Any], params: Params, *args: Any, inexact: bool = Fa
       A `UnitGraph`.
 
     Raises:
-      ValueError: `params` has no leaves.
+      ValueError: `fn` is no function, or `params` has no leaves.
 
     >>> shapes = {"in": jax.ShapeDtypeStruct((2, 3), "float32"), "out": jax.ShapeDtypeStruct((3, 1), "float32")}
     >>> graph = trace(lambda p, x: jnp.tanh(x @ p["in"]) @ p["out"], shapes, jax.ShapeDtypeStruct((4, 2), "float32"))
     >>> graph.groups["in"].size, graph.frozen["in", 0], graph.frozen["out", 1]
     (3, 'it is an input', 'its size is 1')
     """
+    _checks.check_function("fn", fn, "call trace(fn, params, *args)")
     if not jax.tree.leaves(params):
         raise ValueError(
             f"params={params!r} has no leaves, so there are no units; give fn's parameters as its first argument"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax import masks, tree
+from sparsejax._checks import check_kind
 from sparsejax._types import Params
 from sparsejax.units.folding import Fold, contribution, folding, place
 from sparsejax.units.graph import UnitGraph
@@ -118,6 +119,7 @@ def reading(graph: UnitGraph, kept: Mapping[str, chex.Array]) -> list[Fold]:
 
 def known_means(folds: Sequence[Fold], stats: Statistics) -> dict[str, jax.Array]:
     """Returns the means of the inputs of edges; raises if there are none, or those of other shapes."""
+    check_kind("stats", stats, Statistics, "pass sparsejax.units.statistics(graph, loss_fn, params, batches)")
     if missing := sorted({fold.name for fold in folds} - stats.inputs.keys()):
         raise ValueError(
             f"stats knows nothing of what {missing} read; take statistics with a loss that runs the traced function, "
