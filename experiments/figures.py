@@ -19,10 +19,12 @@ Point = tuple[np.ndarray, np.ndarray]
 """`(x of every seed, y of every seed)`."""
 
 
-def figure(title: str, columns: int = 1, width: float = 6.4, height: float = 4.2) -> tuple[Figure, list[Axes]]:
-    """Returns a figure with a row of axes, drawn without a display."""
-    drawn = Figure(figsize=(width * columns, height), layout="constrained", dpi=130)
-    axes = list(np.atleast_1d(drawn.subplots(1, columns)))
+def figure(
+    title: str, columns: int = 1, width: float = 6.4, height: float = 4.2, rows: int = 1
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure with axes in rows, drawn without a display."""
+    drawn = Figure(figsize=(width * columns, height * rows), layout="constrained", dpi=130)
+    axes = list(np.ravel(drawn.subplots(rows, columns)))
     drawn.suptitle(title, fontsize=11)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

@@ -22,3 +22,23 @@ def performance(values: np.ndarray, taus: np.ndarray) -> np.ndarray:
     best, worst = values.min(0), values.max(0)
     thresholds = taus[:, None] * best + (1 - taus[:, None]) * worst
     return (values[:, None, :] < thresholds).mean(-1)
+
+
+def within(errors: np.ndarray, taus: np.ndarray) -> np.ndarray:
+    """Returns the share of problems on which each method's error is within a factor of the best one's.
+
+    P_i(tau) = mean_j [e_ij <= tau min_i e_ij]: at 1 it is how often a method is the best one, as many as share it; far
+    out, on how many problems it works at all. Problems that no method solves are left out.
+
+    Dolan and More, *Benchmarking Optimization Software with Performance Profiles*, 2001.
+
+    Args:
+      errors: (methods, problems), >= 0; infinite where a method failed.
+      taus: (points,), >= 1.
+
+    Returns:
+      (methods, points), in [0, 1].
+    """
+    best = errors.min(0)
+    solved = np.isfinite(best)
+    return (errors[:, None, solved] <= taus[:, None] * best[solved]).mean(-1)

@@ -22,6 +22,7 @@ from experiments.results import Measured, spread
 from experiments.stages import Stages, after
 from experiments.steps import Networks
 from experiments.training import Run
+from sparsejax.budgets import Budget
 from sparsejax.units import Statistics
 
 FLOOR = 0.1
@@ -68,7 +69,7 @@ def rows(workshop: Stages, start: Run, share: float) -> tuple[list[Measured], Cu
     Returns:
       The networks with zeros in the place of units, with their means, and these fine-tuned; and a `Cut` of the last.
     """
-    kept, removed = without(workshop, start, share)
+    kept, removed = without(workshop, start, multiply_adds(workshop, share), FLOOR)
     found = []
     for replace, (params, state) in removed.items():
         as_cut = dataclasses.replace(start, params=params, model_state=state)
@@ -79,25 +80,39 @@ def rows(workshop: Stages, start: Run, share: float) -> tuple[list[Measured], Cu
     return found, cut(workshop, found[-1], kept)
 
 
-def without(workshop: Stages, start: Run, share: float) -> tuple[list[Kept], dict[str, Networks]]:
+def multiply_adds(workshop: Stages, share: float) -> Budget:
+    """Returns the budget of a share of the dense network's multiply-adds, for `without`."""
+    graph, shapes = (of(workshop.model, workshop.image) for of in (unit_groups.graph, models.variable_shapes))
+    return sj.budgets.multiply_adds(graph.params, sj.report.multiply_adds(workshop.model.apply, *shapes), share)
+
+
+def without(workshop: Stages, start: Run, budget: Budget, floor: float) -> tuple[list[Kept], dict[str, Networks]]:
     """Chooses units of each seed's network by the saliency of mean replacement, and removes the others.
 
     Args:
       workshop: with the data on which units are measured.
       start: trained networks.
-      share: of the multiply-adds, that stays.
+      budget: of what stays, over all variables of a network.
+      floor: the share of every layer's units that stays at least.
 
     Returns:
       The units of every seed that stay, and `{"zero" | "mean": networks}` with that in the place of the others.
     """
     data, size = workshop.dataset, workshop.recipe.batch_size
-    loss, prune = _programs(workshop.model, workshop.image, data.mean, data.std, share)
+    graph, loss = unit_groups.graph(workshop.model, workshop.image), _loss(workshop.model, data.mean, data.std)
+
+    @jax.jit
+    def prune(variables: chex.ArrayTree, stats: Statistics):
+        kept = sj.units.affordable(graph, sj.scores.normalized(stats.abs_mrs), budget, floor)
+        remove = partial(sj.units.remove, graph, variables, kept, stats=stats, unfolded="drop")
+        return kept, {replace: remove(replace) for replace in ("zero", "mean")}
+
     count = min(BATCHES, len(data.train) // size)
     order = np.random.default_rng(0).permutation(len(data.train))[: count * size]
     batches = [data.train.read(indices) for indices in np.split(order, count)]
     kept, networks = [], {"zero": [], "mean": []}
     for variables in unstacked(start):
-        stats = sj.units.statistics(unit_groups.graph(workshop.model, workshop.image), loss, variables, batches)
+        stats = sj.units.statistics(graph, loss, variables, batches)
         alive, left = jax.device_get(prune(variables, stats))
         kept.append(alive)
         for replace, found in networks.items():
@@ -143,26 +158,27 @@ def cut(workshop: Stages, network: Measured, kept: Sequence[Kept]) -> Cut:
     )
 
 
+def small(workshop: Stages, run: Run) -> tuple[Callable, chex.ArrayTree]:
+    """Returns the first seed's network without the units of which nothing is left: a function, and its variables."""
+    graph, variables = unit_groups.graph(workshop.model, workshop.image), unstacked(run)[0]
+    alive = {}
+    for name, total in graph.pull(jax.tree.map(jnp.abs, variables)).items():
+        alive[name] = np.array(total > 0)
+        alive[name][0] |= not alive[name].any()  # a layer keeps a unit
+    return graph.small(alive), sj.shrink(graph, variables, alive)
+
+
 def unstacked(run: Run) -> list[chex.ArrayTree]:
     """Returns the variables of each seed's network, on one device."""
-    everything = jax.device_get((run.params, run.model_state))
+    everything = jax.device_get(run.networks)
     networks = [steps.one(everything, seed) for seed in range(len(run.failed))]
     return [{"params": params, **state} for params, state in networks]
 
 
 @functools.cache
-def _programs(model: nn.Module, image: tuple[int, int, int], mean: tuple, std: tuple, share: float):
-    """Returns the loss of variables on a batch, and (variables, statistics) -> (units that stay, what is left)."""
-    graph, shapes = unit_groups.graph(model, image), models.variable_shapes(model, image)
-    budget = sj.budgets.multiply_adds(graph.params, sj.report.multiply_adds(model.apply, *shapes), share)
-
-    @jax.jit
-    def prune(variables: chex.ArrayTree, stats: Statistics):
-        kept = sj.units.affordable(graph, sj.scores.normalized(stats.abs_mrs), budget, FLOOR)
-        remove = partial(sj.units.remove, graph, variables, kept, stats=stats, unfolded="drop")
-        return kept, {replace: remove(replace) for replace in ("zero", "mean")}
-
-    return evaluation.loss(model, steps.normalizer(mean, std)), prune
+def _loss(model: nn.Module, mean: tuple, std: tuple) -> Callable[..., jax.Array]:
+    """Returns the loss of variables on a batch; the same one every time, so that its statistics are compiled once."""
+    return evaluation.loss(model, steps.normalizer(mean, std))
 
 
 def _tested(workshop: Stages, small: Callable, masked: Callable) -> tuple[float, float]:

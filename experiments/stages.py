@@ -7,7 +7,7 @@ from functools import partial
 import flax.linen as nn
 
 import sparsejax as sj
-from experiments import gating, models, pruning, rates, setup
+from experiments import gating, pruning, rates, setup
 from experiments.gating import Rule
 from experiments.methods import Method, Recipe, dense
 from experiments.results import Measured
@@ -93,17 +93,24 @@ def averaged_rows(stages: Stages, dataset: str, mus: Sequence[float]) -> Iterato
         yield stages.row("gRDA", stages.stage(f"gRDA {mu:g}", method, stages.every))
 
 
-def thin_row(stages: Stages, name: str, share: float, size: int, count: Callable[[nn.Module], int]) -> Measured:
-    """Returns the thin dense network of a size, as `count` has it, from scratch: a control at a share."""
-    thin = models.thin(stages.model, size, count)
+def thin_row(stages: Stages, name: str, share: float, thin: nn.Module) -> Measured:
+    """Returns a thin dense network, from scratch: a control at a share."""
     return stages.row(name, stages.stage(f"{name} {share:g}", dense, stages.every, model=thin), thin)
 
 
-def gated_row(stages: Stages, share: float, rate: float) -> Measured:
-    """Returns AutoPrune's network, from scratch: its gates freeze when a share of the pruned layers is closed."""
+def gated_row(stages: Stages, name: str, share: float, rule: Rule, start: Run | None = None) -> Measured:
+    """Returns AutoPrune's network: its gates freeze when a share of the pruned layers is closed.
+
+    Args:
+      stages: what to train with.
+      name: of the network.
+      share: of the weights of the pruned layers, that goes.
+      rule: how gates are trained.
+      start: a trained network, whose gates are trained in the last cycle; in all cycles, from scratch, if left out.
+    """
     size = sum(pruning.bounded(stages.shapes).values())
     budget = sj.budgets.Budget(dict.fromkeys(stages.pruned, 1), size - round(share * size))
-    rule = Rule(rate)
     method = partial(gating.weights, rule=rule, target=sj.targets.weights(budget))
-    run = stages.stage(f"AutoPrune {share:g}", method, stages.every, **rule.settings())
-    return stages.row("AutoPrune", run, asked=share)
+    train = partial(stages.stage, f"{name} {share:g}", method, **rule.settings())
+    run = train(stages.every) if start is None else after(start, train(stages.last, initial=start.networks))
+    return stages.row(name, run, asked=share)

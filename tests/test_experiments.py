@@ -44,7 +44,7 @@ def test_quickstart_writes_table_picture_and_logs_and_resumes(prepared, tmp_path
         "dense, same epochs",
         "thin dense",
         "one-shot magnitude",
-        "one-shot magnitude, fine-tuned",
+        "one-shot magnitude, as cut",
         "adaptive sparsity",
         "AutoPrune",
         "gradual magnitude",
@@ -97,7 +97,7 @@ def test_paper_means_the_papers_setting(random_data, tmp_path):
 
 def test_every_variant_starts_where_it_says_and_is_a_network_of_its_own():
     config = adaptive_sparsity.Config()
-    variants = adaptive_sparsity.variants(config, models.LeNet300100(10), Recipe(), (8, 8, 1))
+    variants = adaptive_sparsity.variants(adaptive_sparsity.settle(config), models.LeNet300100(10), Recipe(), (8, 8, 1))
     names = [variant.name for variant in variants]
     assert len(set(names)) == len(names)
     params = models.LeNet300100(10).init(jax.random.key(0), np.zeros((1, 8, 8, 1), np.float32))["params"]
