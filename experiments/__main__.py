@@ -1,5 +1,6 @@
 """The command line: `python -m experiments NAME [options]`; `--help` lists names and options."""
 
+import dataclasses
 from typing import Annotated
 
 import tyro
@@ -8,11 +9,14 @@ from tyro.conf import subcommand
 from experiments import (
     adaptive_sparsity,
     autoprune,
-    baselines,
     directional_pruning,
+    evidence,
     mean_replacement,
     prepare_data,
+    processes,
     quickstart,
+    setup,
+    tradeoff,
 )
 
 EXPERIMENTS = {
@@ -21,7 +25,8 @@ EXPERIMENTS = {
     "directional_pruning": directional_pruning,
     "autoprune": autoprune,
     "mean_replacement": mean_replacement,
-    "baselines": baselines,
+    "tradeoff": tradeoff,
+    "evidence": evidence,
     "prepare_data": prepare_data,
 }
 
@@ -37,6 +42,15 @@ def parse(arguments: list[str] | None = None):
     return module, config
 
 
+def run(module, config) -> None:
+    """Runs an experiment in the processes that it was asked for; the first one's results are kept."""
+    if not isinstance(config, setup.Options):
+        module.main(config)
+        return
+    processes.start(config.processes)
+    with processes.one_writer(config.results) as results:
+        module.main(dataclasses.replace(config, results=results))
+
+
 if __name__ == "__main__":
-    module, config = parse()
-    module.main(config)
+    run(*parse())

@@ -1,7 +1,9 @@
 """Feeds a run's programs with images: those in memory are put on the devices once, streams come batch by batch."""
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import flax.linen as nn
@@ -9,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments import evaluation, steps
+from experiments import evaluation, processes, steps
 from experiments.evaluation import Scores
 from experiments.orders import Order
 from experiments.splits import Split, Stream
@@ -24,17 +26,19 @@ Validate = Callable[[State], tuple[Scores, jax.Array, dict[str, jax.Array]]]
 """state -> the finalised parameters' scores and numbers of non-zeros, and what the method observes."""
 
 
-def batch_sharding(devices: Sequence[jax.Device] | None, batch_size: int = 0) -> NamedSharding:
-    """Returns the sharding of a batch over devices (None: all local ones), along its first axis.
+def batch_sharding(devices: Sequence[jax.Device] | None, batch_size: int = 0, parts: int = 1) -> NamedSharding:
+    """Returns the sharding of a batch over devices (None: those of all processes), along its first axis.
 
     Raises:
-      ValueError: if the devices cannot share the batch evenly.
+      ValueError: if the devices cannot share the batch, in so many parts, evenly.
     """
-    devices = jax.local_devices() if devices is None else devices
-    if batch_size % len(devices):
+    devices = jax.devices() if devices is None else devices
+    least = len(devices) * parts
+    if batch_size % least:
         raise ValueError(
-            f"recipe.batch_size: got {batch_size}, which {len(devices)} devices cannot share evenly; "
-            f"choose a multiple of {len(devices)}, or pass fewer devices"
+            f"recipe.batch_size: got {batch_size}, which {len(devices)} devices cannot share evenly"
+            f"{f' in {parts} parts (recipe.accumulate)' if parts > 1 else ''}; choose a multiple of {least}, or pass "
+            "fewer devices"
         )
     mesh = jax.make_mesh((len(devices),), ("batch",), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
     return NamedSharding(mesh, PartitionSpec("batch"))
@@ -54,19 +58,20 @@ class InMemory:
     def train(self, programs: Programs, state: State, order: Order, seed: int, batch_size: int) -> Train:
         """Compiles an epoch, in which every seed has an order of its own; `seed` and the rest are the programs'."""
         every = replicated(self.sharding)
-        data = jax.device_put((self.split.images, self.split.labels), every)
+        data = processes.spread((self.split.images, self.split.labels), every)
         epoch = jax.jit(programs.epoch, donate_argnums=0, out_shardings=every).lower(state, *data).compile()
         return lambda state: epoch(state, *data)
 
     def validate(self, programs: Programs, state: State) -> Validate:
         """Compiles the evaluation of a state."""
         data = self._chunks()
-        validate = jax.jit(programs.validate).lower(state, *data).compile()
+        every = replicated(self.sharding)
+        validate = jax.jit(programs.validate, out_shardings=every).lower(state, *data).compile()
         return lambda state: validate(state, *data)
 
     def scores(self, model: nn.Module, normalize: tuple[tuple[float, ...], ...], networks: Networks) -> Scores:
         """Evaluates networks; `normalize` is (mean, std)."""
-        return _means(model, normalize, *networks, *self._chunks())
+        return _scorer(evaluation.means, model, normalize, self.sharding)(*networks, *self._chunks())
 
     def _chunks(self) -> tuple[jax.Array, jax.Array]:
         """Returns images (chunks, n, h, w, c) and labels (chunks, n) on the devices, padded with label -1."""
@@ -74,7 +79,7 @@ class InMemory:
         missing = -len(split) % size
         images = np.pad(split.images, ((0, missing), (0, 0), (0, 0), (0, 0))).reshape(-1, size, *split.image_shape)
         labels = np.pad(split.labels, (0, missing), constant_values=-1).reshape(-1, size)
-        return jax.device_put((images, labels), NamedSharding(self.sharding.mesh, PartitionSpec(None, "batch")))
+        return processes.spread((images, labels), NamedSharding(self.sharding.mesh, PartitionSpec(None, "batch")))
 
 
 class Streamed:
@@ -87,17 +92,17 @@ class Streamed:
         """Compiles a step. All seeds share an epoch's images: the order and host transformations of `seed`."""
         every, count = replicated(self.sharding), len(self.split)
         indices = jax.jit(lambda epoch: steps.epoch_order(order, seed, epoch, count, batch_size))
-        zeros = jax.device_put(Metrics(*np.zeros((2, len(state.seed)), np.float32)), every)
-        length = len(jax.eval_shape(indices, state.epoch[0]))
+        zeros = processes.spread(Metrics(*np.zeros((2, len(state.seed)), np.float32)), every)
+        length = len(jax.eval_shape(indices, 0))
         compiled = jax.jit(partial(programs.step, steps=length), donate_argnums=0, out_shardings=every)
         step = compiled.lower(state, zeros, *self._batch(batch_size), np.int32(0)).compile()
 
         def epoch(state: State) -> tuple[State, Metrics]:
-            number, sums = int(state.epoch[0]), zeros
-            with self.split.batches(np.asarray(indices(number)), (seed, number)) as batches:
+            number, sums = int(np.asarray(state.epoch)[0]), zeros
+            with self._batches(np.asarray(indices(number)), (seed, number)) as batches:
                 for i, batch in enumerate(batches):
                     before = sums
-                    state, sums = step(state, before, *jax.device_put(batch, self.sharding), np.int32(i))
+                    state, sums = step(state, before, *batch, np.int32(i))
                     # The device has its next batch by now; without waiting, the host would fill it with batches.
                     jax.block_until_ready(before)
             return state, jax.tree.map(lambda total: total / length, sums)
@@ -106,11 +111,12 @@ class Streamed:
 
     def validate(self, programs: Programs, state: State) -> Validate:
         """Compiles the evaluation of a state."""
-        finalize = jax.jit(programs.finalize).lower(state.trainable).compile()
-        inspect = jax.jit(programs.inspect).lower(state).compile()
+        compiled = partial(jax.jit, out_shardings=replicated(self.sharding))
+        finalize = compiled(programs.finalize).lower(state.trainable).compile()
+        inspect = compiled(programs.inspect).lower(state).compile()
         networks = finalize(state.trainable), state.model_state
         size = _evaluation_batch(self.split, self.sharding)
-        evaluate = jax.jit(programs.evaluate).lower(*networks, *self._batch(size)).compile()
+        evaluate = compiled(programs.evaluate).lower(*networks, *self._batch(size)).compile()
 
         def validate(state: State) -> tuple[Scores, jax.Array, dict[str, jax.Array]]:
             networks = finalize(state.trainable), state.model_state
@@ -120,7 +126,7 @@ class Streamed:
 
     def scores(self, model: nn.Module, normalize: tuple[tuple[float, ...], ...], networks: Networks) -> Scores:
         """Evaluates networks; `normalize` is (mean, std)."""
-        return self._average(partial(_sums, model, normalize, *networks))
+        return self._average(partial(_scorer(evaluation.sums, model, normalize, self.sharding), *networks))
 
     def _batch(self, size: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Returns the shapes of a batch."""
@@ -132,10 +138,29 @@ class Streamed:
         size, count = _evaluation_batch(self.split, self.sharding), len(self.split)
         order = np.pad(np.arange(count), (0, -count % size), constant_values=-1).reshape(-1, size)
         total = 0.0
-        with self.split.batches(order, (0,)) as batches:
+        with self._batches(order, (0,)) as batches:
             for batch in batches:
-                total += np.array(evaluate(*jax.device_put(batch, self.sharding)), np.float64)
+                total += np.array(evaluate(*batch), np.float64)
         return Scores(*(total / count).astype(np.float32))
+
+    @contextmanager
+    def _batches(self, order: np.ndarray, seed: tuple[int, ...]) -> Iterator[Iterator[tuple[jax.Array, jax.Array]]]:
+        """Opens batches on the devices, of which each process reads the parts of its own.
+
+        A device's part is a batch to the stream: its random numbers are the same whichever process reads it.
+        """
+        devices = list(self.sharding.mesh.devices.flat)
+        places = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
+        parts = order.reshape(len(order) * len(devices), -1)
+        numbers = [batch * len(devices) + place for batch in range(len(order)) for place in places]
+
+        def assembled(arrays: Sequence[np.ndarray]) -> jax.Array:
+            shape = order.shape[1], *arrays[0].shape[1:]
+            placed = jax.device_put(list(arrays), [devices[place] for place in places])
+            return jax.make_array_from_single_device_arrays(shape, self.sharding, placed)
+
+        with self.split.batches(parts, seed, numbers) as read:
+            yield (tuple(map(assembled, zip(*(next(read) for _ in places), strict=True))) for _ in order)
 
 
 def feed(split: Split | Stream, sharding: NamedSharding) -> InMemory | Streamed:
@@ -148,13 +173,12 @@ def _evaluation_batch(split: Split | Stream, sharding: NamedSharding) -> int:
     return math.ceil(min(len(split), EVALUATION_BATCH) / sharding.mesh.size) * sharding.mesh.size
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _means(model, normalize, params, model_state, *data) -> Scores:
-    one = evaluation.means(model, steps.normalizer(*normalize))
-    return steps.over_seeds(model)(lambda *network: one(*network, *data))(params, model_state)
+@functools.cache
+def _scorer(score, model, normalize, sharding) -> Callable[..., Scores]:
+    """Returns (params, model_state, images, labels) -> what `score`, of `evaluation`, finds, on every device."""
+    one = score(model, steps.normalizer(*normalize))
 
+    def scores(params, model_state, *data) -> Scores:
+        return steps.over_seeds(model)(lambda *network: one(*network, *data))(params, model_state)
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _sums(model, normalize, params, model_state, *data) -> Scores:
-    one = evaluation.sums(model, steps.normalizer(*normalize))
-    return steps.over_seeds(model)(lambda *network: one(*network, *data))(params, model_state)
+    return jax.jit(scores, out_shardings=replicated(sharding))

@@ -18,9 +18,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments import processes
 from experiments.methods import Method, Recipe, settings
 from experiments.splits import Dataset
 from experiments.steps import Networks, State
+
+# Every device has the whole state: the first process saves and restores it alone, on a disk that may be its own.
+FIRST = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="first")
 
 
 def describe(
@@ -41,7 +45,7 @@ def describe(
             "validation": dataset.validation.describe(),
         },
         "recipe": settings(recipe),
-        "initial": None if initial is None else _fingerprint(initial),
+        "initial": processes.from_first(lambda: None if initial is None else _fingerprint(initial)),
         "config": config or {},
     }
 
@@ -84,7 +88,7 @@ class Nowhere:
 
 
 class Folder:
-    """A run's folder.
+    """A run's folder, on a disk of the first process; all processes call the same methods.
 
     Metrics are written before the checkpoint of the same epoch, so that a kill between the two leaves lines too many,
     which `restore` drops, and never too few.
@@ -94,7 +98,7 @@ class Folder:
         """Opens a new folder, or that of an earlier run with the same configuration.
 
         Args:
-          directory: on a local disk.
+          directory: on a local disk; only the first process's is used.
           config: JSON-serialisable; everything that the numbers depend on.
 
         Raises:
@@ -106,10 +110,7 @@ class Folder:
             config = json.loads(json.dumps(config))
         except TypeError as error:
             raise ValueError(f"config: {error}; pass numbers, strings, lists and dicts") from error
-        self._check(config)
-        # A background save would still read buffers that the next epoch is given to overwrite.
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        self.checkpoints = ocp.CheckpointManager(self.directory / "checkpoints", options=options)
+        processes.from_first(lambda: self._open(config))
 
     def restore(self, template: State) -> tuple[State | None, list[dict]]:
         """Returns the newest checkpoint (None if there is none) and the metrics up to it, and drops those beyond it.
@@ -120,31 +121,37 @@ class Folder:
         Raises:
           ValueError: if metrics of epochs before the checkpoint are missing.
         """
-        epochs = self.checkpoints.latest_step() or 0
-        history = self._read(epochs)
+        epochs = processes.from_first(lambda: self.checkpoints.latest_step() or 0)
+        history = processes.from_first(lambda: self._read(epochs))
         if not epochs:
             return None, history
-        return self.checkpoints.restore(epochs, args=ocp.args.StandardRestore(template)), history
+
+        def read(template: State) -> State:
+            return self.checkpoints.restore(epochs, args=ocp.args.StandardRestore(template))
+
+        return processes.tree_from_first(read, template), history
 
     def log(self, row: dict) -> None:
         """Appends the metrics of an epoch, which survive a kill from then on."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        processes.from_first(lambda: self._append(row))
 
     def save(self, epochs: int, state: State) -> None:
         """Saves the state after so many epochs; the one before goes only when this one is complete."""
-        self.checkpoints.save(epochs, args=ocp.args.StandardSave(state))
+        state = processes.reachable(state)
+        processes.from_first(lambda: self.checkpoints.save(epochs, args=ocp.args.StandardSave(state)))
 
     def has(self, epochs: int) -> bool:
         """Returns whether there is a snapshot of the networks after so many epochs."""
-        return self._snapshot(epochs).is_dir()
+        return processes.from_first(lambda: self._snapshot(epochs).is_dir())
 
     def keep(self, epochs: int, networks: Networks) -> None:
         """Writes a snapshot, in the place of one that a killed run left beyond its checkpoint."""
-        with ocp.StandardCheckpointer() as writer:
-            writer.save(self._snapshot(epochs), networks, force=True)
+
+        def write() -> None:
+            with ocp.StandardCheckpointer(multiprocessing_options=FIRST) as writer:
+                writer.save(self._snapshot(epochs), networks, force=True)
+
+        processes.from_first(write)
 
     def snapshot(self, epochs: int, template: Networks) -> Networks:
         """Reads a snapshot as NumPy arrays.
@@ -153,11 +160,24 @@ class Folder:
           epochs: one that the folder has.
           template: its structure, shapes, dtypes and shardings, as `jax.ShapeDtypeStruct`s.
         """
-        with ocp.StandardCheckpointer() as reader:
-            return jax.device_get(reader.restore(self._snapshot(epochs), template))
+
+        def read(template: Networks) -> Networks:
+            with ocp.StandardCheckpointer(multiprocessing_options=FIRST) as reader:
+                return reader.restore(self._snapshot(epochs), template)
+
+        return jax.device_get(processes.tree_from_first(read, template))
 
     def _snapshot(self, epochs: int) -> Path:
         return self.directory / "snapshots" / str(epochs)
+
+    def _open(self, config: dict[str, Any]) -> None:
+        self._check(config)
+        folder = self.directory / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        # A background save would still read buffers that the next epoch is given to overwrite.
+        how = {"max_to_keep": 1, "enable_async_checkpointing": False, "create": False}
+        options = ocp.CheckpointManagerOptions(**how, multiprocessing_options=FIRST)
+        self.checkpoints = ocp.CheckpointManager(folder, options=options)
 
     def _check(self, config: dict[str, Any]) -> None:
         path = self.directory / "config.json"
@@ -180,6 +200,12 @@ class Folder:
                 f"directory: {self.directory} holds a run with another configuration ({'; '.join(different)}); "
                 "choose another directory or delete this one"
             )
+
+    def _append(self, row: dict) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def _read(self, epochs: int) -> list[dict]:
         lines = self.metrics.read_text().splitlines()[:epochs] if self.metrics.exists() else []

@@ -50,16 +50,26 @@ class Recipe:
     """Number of networks trained side by side, with seeds seed, seed + 1, ..."""
     checkpoint_every: int = 0
     """Epochs between checkpoints; 0 saves the end only."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes, in training."""
+    bfloat16: bool = False
+    """Whether networks compute in bfloat16 in training; parameters, losses, averages of batch norm and optimizer are
+    float32, and so is evaluation."""
+    accumulate: int = 1
+    """Number of parts of a batch whose gradients are computed one after another, for the memory of one. The update is
+    that of the batch at once; batch norm sees a part at a time."""
 
     def __post_init__(self):
         """Raises `ValueError` for numbers that no run can have, and a schedule without a lasting name."""
         names.of(self.schedule)
-        for name in ("epochs", "batch_size", "cycles", "seeds"):
+        for name in ("epochs", "batch_size", "cycles", "seeds", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, but a run has at least 1")
         for name in ("learning_rate", "momentum", "weight_decay", "seed", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, but it cannot be negative")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing: got {self.label_smoothing}, but a share of a label is in [0, 1)")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip: got {self.clip}, but a norm is positive; None does not clip")
         if self.epochs % self.cycles:
@@ -69,8 +79,15 @@ class Recipe:
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
-    """Returns the recipe as JSON-serialisable values, with the schedule's name and arguments as text."""
-    return {**dataclasses.asdict(recipe), "schedule": names.of(recipe.schedule)}
+    """Returns the recipe as JSON-serialisable values, with the schedule's name and arguments as text.
+
+    What runs did not always have is among them only where it is asked for, so that folders of earlier runs go on.
+    """
+    values, plain = dataclasses.asdict(recipe), Recipe()
+    for name in ("label_smoothing", "bfloat16", "accumulate"):
+        if values[name] == getattr(plain, name):
+            del values[name]
+    return {**values, "schedule": names.of(recipe.schedule)}
 
 
 @dataclasses.dataclass(frozen=True)

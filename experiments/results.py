@@ -2,10 +2,7 @@
 
 import dataclasses
 import json
-import platform
-import subprocess
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +11,7 @@ import jax
 import numpy as np
 
 import sparsejax as sj
-from experiments import models, training
+from experiments import models, provenance, training
 from experiments.data import Dataset
 from experiments.methods import Recipe, settings
 from experiments.training import Run
@@ -195,24 +192,6 @@ def summary(network: Measured) -> dict[str, Any]:
     }
 
 
-def provenance() -> dict[str, str]:
-    """Returns the versions, the device and the commit that a result came from."""
-    packages = ("jax", "jaxlib", "flax", "optax", "chex", "numpy", "tensorflow-datasets")
-    try:
-        command = ["git", "describe", "--always", "--dirty"]
-        commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
-    except OSError:  # no git, as on many a cluster
-        commit = ""
-    devices = jax.devices()
-    return {
-        "sparsejax": sj.__version__,
-        "commit": commit or "unknown",
-        "python": platform.python_version(),
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
-        **{package: version(package) for package in packages},
-    }
-
-
 def write(
     directory: Path,
     report: str,
@@ -220,6 +199,7 @@ def write(
     recipe: Recipe,
     networks: Sequence[Measured],
     claims: Sequence[Claim] = (),
+    **more: Any,
 ) -> None:
     """Writes `report.md` for people and `results.json` for programs.
 
@@ -230,9 +210,11 @@ def write(
       recipe: how the networks were trained.
       networks: everything that was measured.
       claims: everything that was checked.
+      more: further entries of `results.json`.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    config, origin = {**dataclasses.asdict(options), **settings(recipe)}, provenance()
+    config, origin = {**dataclasses.asdict(options), **settings(recipe)}, provenance.find()
+    config.pop("processes", None)  # the numbers do not depend on who computes them, which the command tells
     footer = "\n".join(f"- {name}: {value}" for name, value in {**config, **origin}.items())
     (directory / "report.md").write_text(f"{report}\n\n## Settings and versions\n\n{footer}\n")
     record = {
@@ -240,5 +222,6 @@ def write(
         "provenance": origin,
         "networks": [summary(network) for network in networks],
         "claims": [{**claim._asdict(), "holds": bool(claim.holds)} for claim in claims],  # NumPy's is no JSON
+        **more,
     }
     (directory / "results.json").write_text(json.dumps(record, indent=1, default=str))

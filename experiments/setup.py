@@ -3,13 +3,15 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import flax.linen as nn
+import tyro
 
 from experiments import data, models
 from experiments.data import Dataset
 from experiments.methods import Recipe
+from experiments.processes import Processes
 
 ModelName = Literal[
     "lenet300",
@@ -98,6 +100,12 @@ class Options:
     """Coefficient of the L2 term."""
     clip: float | None = None
     """Largest global norm of the gradient of a batch."""
+    label_smoothing: float = 0.0
+    """Share of a label that is spread over all classes, in training; 0.1 is usual on ImageNet."""
+    bfloat16: bool = False
+    """Let networks compute in bfloat16 in training, for TPUs and GPUs; parameters and optimizer stay float32."""
+    accumulate: int = 1
+    """Parts of a batch whose gradients are computed one after another, where memory does not hold it whole."""
     seeds: int = 3
     """Networks trained side by side."""
     seed: int = 0
@@ -106,6 +114,7 @@ class Options:
     """Where results, metrics and checkpoints go; a run found there is not trained again."""
     checkpoint_every: int = 10
     """Epochs between checkpoints, from which a killed run resumes; 0 saves the end only."""
+    processes: Annotated[Processes, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Processes)
 
 
 def gates(dataset: DataName) -> float:

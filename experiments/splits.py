@@ -70,12 +70,15 @@ class Stream:
         return {"shape": (len(self), *self.image_shape), "transform": names.of(self.transform)}
 
     @contextmanager
-    def batches(self, order: np.ndarray, seed: tuple[int, ...]) -> Iterator[Iterator[Batch]]:
+    def batches(
+        self, order: np.ndarray, seed: tuple[int, ...], numbers: Sequence[int] | None = None
+    ) -> Iterator[Iterator[Batch]]:
         """Opens the batches of an epoch, which are a function of the arguments, whatever `workers` and `threads`.
 
         Args:
           order: indices of the images, (batches, n); -1 stands for padding, a black image of label -1.
           seed: integers, at least 0, that draw the transformations together with the number of the batch.
+          numbers: of the batches that are read, in turn; None reads all.
 
         Yields:
           An iterator of batches; the threads and processes behind it end with the context.
@@ -90,9 +93,10 @@ class Stream:
             flags.FLAGS.mark_as_parsed()
         load = _Load(self, np.asarray(order), tuple(seed))
         ahead = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=self.threads)
-        numbers = grain.MapDataset.range(len(load.order)).map(load).to_iter_dataset(ahead)
+        chosen = range(len(load.order)) if numbers is None else [int(number) for number in numbers]
+        dataset = grain.MapDataset.source(chosen).map(load).to_iter_dataset(ahead)
         processes = grain.MultiprocessingOptions(num_workers=self.workers)
-        with closing(iter(numbers.mp_prefetch(processes))) as batches:
+        with closing(iter(dataset.mp_prefetch(processes))) as batches:
             yield batches
 
 

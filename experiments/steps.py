@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import evaluation
+from experiments import evaluation, gradients
 from experiments.evaluation import Normalizer, Scores
 from experiments.methods import Method, Trainable
 from experiments.models import one_by_one
@@ -133,6 +133,9 @@ def make_programs(
     augment: Callable[[chex.PRNGKey, jax.Array], jax.Array],
     batch_size: int,
     sharding: jax.sharding.NamedSharding,
+    losses: gradients.Losses = optax.softmax_cross_entropy_with_integer_labels,
+    precision: gradients.Precision = gradients.as_it_is,
+    accumulate: int = 1,
 ) -> Programs:
     """Returns the functions of a run.
 
@@ -144,12 +147,16 @@ def make_programs(
       augment: (key, uint8 images) -> uint8 images, in training.
       batch_size: images in a step.
       sharding: of a batch over the devices, along its first axis.
+      losses: of the images of a batch, in training.
+      precision: in which the network computes in training; parameters, losses and optimizer are float32.
+      accumulate: number of parts of a batch that are computed one after another, for one update.
 
     Returns:
       Pure functions, not yet compiled.
     """
     over = method.over_seeds or over_seeds(model)
-    update = _update(model, method, optimizer, lambda key, x: normalize(augment(key, x)), sharding)
+    gradient = gradients.in_parts(_gradient(model, method, losses, precision), accumulate, sharding)
+    update = _update(gradient, optimizer, lambda key, x: normalize(augment(key, x)), sharding)
     one_epoch, one_step = _epoch(update, method.order, batch_size, sharding), _step(update)
     one_evaluation = evaluation.means(model, normalize)
     one_batch = evaluation.sums(model, normalize)
@@ -179,25 +186,33 @@ def make_programs(
     )
 
 
-def _update(model, method, optimizer, prepare, sharding):
-    """Returns (carry, images, labels, key) -> (carry, metrics): a step of one network; carry is `state[2:]`."""
+def _gradient(model, method, losses, precision):
+    """Returns (trainable, model_state, images, labels, key) -> ((gradient, metrics), model_state) of one network."""
 
     def objective(trainable, model_state, images, labels, key):
-        variables = {"params": method.forward(trainable), **model_state}
+        variables = {"params": precision(method.forward(trainable)), **model_state}
         logits, model_state = model.apply(
-            variables, images, train=True, mutable=list(model_state), rngs={"dropout": key}
+            variables, precision(images), train=True, mutable=list(model_state), rngs={"dropout": key}
         )
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        loss = losses(logits.astype(jnp.float32), labels).mean()
         penalty = jnp.asarray(method.penalty(trainable), jnp.float32)
         return loss + penalty, (Metrics(loss, penalty), model_state)
+
+    def gradient(*batch):
+        grads, (metrics, model_state) = jax.grad(objective, has_aux=True)(*batch)
+        return (grads, metrics), model_state
+
+    return gradient
+
+
+def _update(gradient, optimizer, prepare, sharding):
+    """Returns (carry, images, labels, key) -> (carry, metrics): a step of one network; carry is `state[2:]`."""
 
     def update(carry, images, labels, key):
         trainable, opt_state, model_state = carry
         prepare_key, model_key = jax.random.split(key)
         inputs = jax.lax.with_sharding_constraint(prepare(prepare_key, images), sharding)
-        grads, (metrics, model_state) = jax.grad(objective, has_aux=True)(
-            trainable, model_state, inputs, labels, model_key
-        )
+        (grads, metrics), model_state = gradient(trainable, model_state, inputs, labels, model_key)
         updates, opt_state = optimizer.update(grads, opt_state, trainable)
         return (optax.apply_updates(trainable, updates), opt_state, model_state), metrics
 

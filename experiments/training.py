@@ -5,7 +5,6 @@ seeds run in parallel or one after another. Batches are sharded over the devices
 """
 
 import dataclasses
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from tqdm import tqdm
 
-from experiments import checks, feeds, logs, steps
+from experiments import checks, feeds, gradients, histories, logs, processes, steps
 from experiments.methods import Method, Recipe, Trainable
 from experiments.splits import Dataset, Split, Stream
 from experiments.steps import Networks, Programs, State
@@ -49,6 +48,11 @@ class Run:
     snapshots: dict[int, Networks] = dataclasses.field(default_factory=dict)
     """(finalised params, model_state) after each of the epochs that were asked for, as NumPy arrays."""
 
+    @property
+    def networks(self) -> Networks:
+        """The finalised networks, such as others start from."""
+        return self.params, self.model_state
+
 
 def train(
     model: nn.Module,
@@ -67,6 +71,7 @@ def train(
 
     The test split is never touched. The result is a function of the arguments: a run that was killed continues from
     its newest checkpoint to the same weights, bit for bit on the same machine, and a finished one is read from disk.
+    Several processes call this alike; each gets the whole result, as NumPy arrays, and the first one has the files.
 
     Args:
       model: `apply(variables, images float32 (n, h, w, c), train)` -> logits (n, classes).
@@ -78,7 +83,7 @@ def train(
       initial: (params, model_state) with a leading seeds axis to start from; None initialises every seed.
       progress: whether to show a bar.
       config: JSON-serialisable settings that the method was made with; a directory never mixes two.
-      devices: to shard batches over; None takes all local ones.
+      devices: to shard batches over; None takes those of all processes.
       snapshots: numbers of epochs after which the networks are kept, 0 for the initial ones, in `Run.snapshots` and in
         the directory.
       visit: is called with the number of complete epochs and the finalised (params, model_state), which are gone when
@@ -91,10 +96,10 @@ def train(
     Raises:
       ValueError: if the batch is larger than the training split or not divisible by the number of devices, if
         `initial` does not fit the model and the seeds, if the method observes something that is no scalar or has the
-        name of another column of the history, if the directory holds another run, or if it is past an epoch of which
-        it has no snapshot.
+        name of another column of the history, if the directory holds another run, if it is past an epoch of which it
+        has no snapshot, or if processes call this with different arguments.
     """
-    sharding = feeds.batch_sharding(devices, recipe.batch_size)
+    sharding = feeds.batch_sharding(devices, recipe.batch_size, recipe.accumulate)
     replicated = feeds.replicated(sharding)
     programs, rate = _programs(model, method, dataset, recipe, sharding)
     seeds = jnp.arange(recipe.seed, recipe.seed + recipe.seeds, dtype=jnp.uint32)
@@ -104,50 +109,55 @@ def train(
     template = jax.tree.map(partial(_placed, sharding=replicated), jax.eval_shape(programs.begin, seeds, *shapes))
     checks.observed(jax.eval_shape(programs.inspect, template)[1])
     description = logs.describe(model, method, dataset, recipe, initial, config)
+    processes.check_alike((description, directory is None, snapshots))
     folder = logs.Nowhere() if directory is None else logs.Folder(directory, description)
 
     state, history = folder.restore(template)
     checks.snapshots(snapshots, recipe.epochs, len(history), folder.has)
     if state is None:
-        start = jax.device_put(initial or fresh(seeds), replicated)
-        state = jax.jit(programs.begin, out_shardings=replicated)(seeds, *start)
+        start = processes.share((seeds, *(initial or fresh(seeds))), replicated)
+        state = jax.jit(programs.begin, out_shardings=replicated)(*start)
     finalize = jax.jit(programs.finalize, out_shardings=replicated)
+
+    def networks() -> Networks:
+        return processes.reachable((finalize(state.trainable), state.model_state))
 
     def keep() -> None:
         if len(history) in snapshots:
-            folder.keep(len(history), (finalize(state.trainable), state.model_state))
+            folder.keep(len(history), networks())
 
     def show() -> None:
         if visit is not None:
-            visit(len(history), (finalize(state.trainable), state.model_state))
+            visit(len(history), networks())
 
     if not folder.has(len(history)):
         keep()
     show()
-    compile_seconds = 0.0
+    compile_seconds, every = 0.0, recipe.checkpoint_every
     if len(history) < recipe.epochs:
         advance, compile_seconds = _compile(programs, state, method, dataset, recipe, sharding)
-        with tqdm(desc=method.name, total=recipe.epochs, initial=len(history), disable=not progress) as bar:
+        hidden, size = not (progress and processes.is_first()), sum(leaf.size for leaf in jax.tree.leaves(shapes[0]))
+        with tqdm(desc=method.name, total=recipe.epochs, initial=len(history), disable=hidden) as bar:
             while len(history) < recipe.epochs:
                 state, row = advance(state)
                 history.append({"epoch": len(history) + 1, "learning_rate": rate(len(history)), **row})
                 folder.log(history[-1])
                 keep()  # before the checkpoint, beyond which a killed run repeats everything
                 show()
-                if len(history) == recipe.epochs or _due(len(history), recipe.checkpoint_every):
+                if len(history) == recipe.epochs or (every and len(history) % every == 0):
                     folder.save(len(history), state)
-                bar.set_postfix(_summary(history[-1], shapes[0]), refresh=False)
+                bar.set_postfix(histories.summary(history[-1], size), refresh=False)
                 bar.update()
-    networks = finalize(state.trainable), state.model_state
-    shapes = jax.tree.map(partial(_placed, sharding=replicated), networks)
+    params, model_state = networks()
+    shapes = jax.tree.map(partial(_placed, sharding=replicated), (params, model_state))
     return Run(
-        trainable=state.trainable,
-        params=networks[0],
-        model_state=state.model_state,
+        trainable=processes.reachable(state.trainable),
+        params=params,
+        model_state=model_state,
         history=history,
         seconds=sum(row["seconds"] for row in history),
         compile_seconds=compile_seconds,
-        failed=[_failed(history, seed) for seed in range(recipe.seeds)],
+        failed=[histories.failed(history, seed) for seed in range(recipe.seeds)],
         snapshots={epoch: folder.snapshot(epoch, shapes) for epoch in sorted(set(snapshots))},
     )
 
@@ -168,13 +178,13 @@ def evaluate(
       model_state: with a leading seeds axis, as in `Run.model_state`.
       split: images and labels, in memory or as a stream.
       dataset: its `mean` and `std` normalise the images.
-      devices: to shard batches over; None takes all local ones.
+      devices: to shard batches over; None takes those of all processes.
 
     Returns:
       {"accuracy": (seeds,), "top5": (seeds,), "loss": (seeds,)}, float32; accuracies in [0, 1].
     """
     sharding = feeds.batch_sharding(devices)
-    networks = jax.device_put((params, model_state), feeds.replicated(sharding))
+    networks = processes.share((params, model_state), feeds.replicated(sharding))
     scores = feeds.feed(split, sharding).scores(model, (dataset.mean, dataset.std), networks)
     return {name: np.asarray(score) for name, score in scores._asdict().items()}
 
@@ -194,6 +204,9 @@ def _programs(model, method, dataset, recipe, sharding) -> tuple[Programs, Calla
         augment=steps.crop_and_flip if recipe.augment else lambda key, images: images,
         batch_size=recipe.batch_size,
         sharding=sharding,
+        losses=gradients.cross_entropy(recipe.label_smoothing),
+        precision=gradients.bfloat16 if recipe.bfloat16 else gradients.as_it_is,
+        accumulate=recipe.accumulate,
     )
     return programs, lambda epoch: float(schedule(epoch * steps_per_epoch))
 
@@ -222,22 +235,3 @@ def _compile(
 
 def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _due(epochs: int, every: int) -> bool:
-    return every > 0 and epochs % every == 0
-
-
-def _summary(row: dict[str, Any], params: chex.ArrayTree) -> dict[str, str]:
-    """Returns what the progress bar shows: means over seeds."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return {
-        "loss": f"{np.mean(row['train_loss']):.3f}",
-        "accuracy": f"{np.mean(row['val_accuracy']):.2%}",
-        "sparsity": f"{1 - sum(row['nonzeros']) / size:.2%}",
-    }
-
-
-def _failed(history: list[dict[str, Any]], seed: int) -> bool:
-    names = ("train_loss", "penalty", "val_loss")
-    return not all(math.isfinite(row[name][seed]) for row in history for name in names)
