@@ -127,6 +127,8 @@ class Config(setup.Options):
     """Of the weights while there are gates."""
     pruning_rate: float | None = None
     """Learning rate of the weights while there are gates; that of the dense network if left out."""
+    l1: float = 1e-3
+    """Strength of the L1 penalty of the weights that is compared with weight decay and with neither."""
     last: float | None = None
     """What is left of that at the end, falling geometrically; a cosine to 0 if left out."""
     cycles: tyro.conf.Suppress[int] = 1
@@ -226,8 +228,7 @@ def find(job: Job) -> Found:
     reference = job.measure("dense", job.train("dense", dense(job.recipe)))
     initial = dict.fromkeys(config.starts)
     if "pretrained" in config.starts:
-        trained = job.train("dense, to prune", dense(job.before), job.before)
-        initial["pretrained"] = (trained.params, trained.model_state)
+        initial["pretrained"] = job.train("dense, to prune", dense(job.before), job.before).networks
 
     def weights(start: str, ratio: float) -> Measured:
         name = f"{start} {ratio:g}x"
@@ -245,10 +246,19 @@ def find(job: Job) -> Found:
         changed = dataclasses.replace(rule, rate=rate, surrogate=SURROGATES[surrogate])
         return job.weights(f"free {surrogate} {rate:g}", None, changed)
 
+    def penalised() -> dict[str, Run]:
+        plain = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, weight_decay=0.0))
+        return {
+            "L2": free("softplus", config.rate),
+            "L1": job.weights("free, L1", None, dataclasses.replace(rule, l1=config.l1)),
+            "neither": plain.weights("free, no penalty", None, rule),
+        }
+
     return Found(
         reference,
         {start: {ratio: weights(start, ratio) for ratio in config.compressions} for start in config.starts},
         {start: {share: thinned(start, share) for share in config.shares} for start in config.starts},
         {ratio: regular(ratio) for ratio in config.compressions} if config.ablations and "scratch" in initial else {},
         {(name, rate): free(name, rate) for name in SURROGATES for rate in config.rates} if config.ablations else {},
+        penalised() if config.ablations else {},
     )

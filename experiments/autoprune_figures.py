@@ -72,7 +72,8 @@ def surrogates(dataset: str, found: Found, path: Path) -> None:
 def recovery(dataset: str, found: Found, path: Path) -> None:
     """Draws how many weights each epoch prunes, and how many it brings back."""
     drawn, axes = figures.figure(f"Weights pruned and recovered in every epoch, {dataset}", columns=2)
-    runs = {f"{rate:g}": run for (surrogate, rate), run in found.free.items() if surrogate == "softplus"}
+    runs = {f"rate {rate:g}": run for (surrogate, rate), run in found.free.items() if surrogate == "softplus"}
+    runs |= {f"{name} on weights": run for name, run in found.penalties.items() if name != "L2"}
     for ax, column, label in zip(axes, ("closings", "openings"), ("pruned", "recovered"), strict=True):
         totals = {name: np.array([row[column] for row in run.history]) for name, run in runs.items()}
         figures.curves(ax, {n: np.diff(t, axis=0, prepend=0) for n, t in totals.items()}, "epoch", f"weights {label}")

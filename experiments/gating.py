@@ -58,6 +58,8 @@ class Rule:
     """0 is the paper's update, 1 the regular one of binary networks."""
     descent: Descent = momentum
     """How the weights are trained."""
+    l1: float = 0.0
+    """Strength of an L1 penalty of the weights, by proximal steps, in the place of weight decay."""
     start: Start = sj.gates.init
     """The auxiliary parameters of weights at the start."""
 
@@ -114,10 +116,12 @@ def units(recipe: Recipe, rule: Rule, groups: Groups, target: Target | None = No
 def _method(recipe: Recipe, rule: Rule, target: Target | None, init, forward, finalize) -> Method:
     def optimizer(schedule: optax.Schedule) -> optax.GradientTransformation:
         # A step of the gates is a step of the run: the weights' learning rate goes on while they rest.
+        decayed = dataclasses.replace(recipe, weight_decay=0.0) if rule.l1 else recipe
         descent = optax.chain(
             clipping(recipe),
-            rule.descent(recipe),
+            rule.descent(decayed),
             sj.transforms.scale_by_step(lambda step: -schedule(step)),
+            sj.transforms.proximal_l1(schedule, rule.l1) if rule.l1 else optax.identity(),
         )
         gates = optax.chain(sj.transforms.scale_by_name(rule.factors), optax.sgd(rule.rate))
         tx = sj.autoprune(descent, gates, penalty=rule.penalty, surrogate=rule.surrogate)

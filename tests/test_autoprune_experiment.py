@@ -186,6 +186,20 @@ def test_adam_takes_the_step_of_adam_and_factors_slow_a_layer_down():
         np.testing.assert_allclose(update, -0.01, rtol=1e-4)
 
 
+def test_an_l1_penalty_takes_the_place_of_weight_decay():
+    params = initial(MODEL, 4)
+    method = gating.weights(RECIPE, Rule(l1=0.5))
+    gated = method.init(jax.random.key(1), params)
+    tx = method.optimizer(lambda step: 0.1)
+    state = tx.init(gated)
+    zeros = jax.tree.map(jnp.zeros_like, gated)
+    for _ in range(2):  # of the gates, and of the weights
+        updates, state = tx.update(zeros, state, gated)
+    for w, update in zip(jax.tree.leaves(params), jax.tree.leaves(updates.weights), strict=True):
+        expected = np.sign(w) * np.maximum(np.abs(w) - 0.05, 0)
+        np.testing.assert_allclose(np.asarray(w) + update, expected, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_the_experiment_draws_every_figure_and_checks_every_claim(tmp_path):
     arguments = ["autoprune", "--epochs", "4", "--seeds", "2", "--compressions", "30", "--shares", "0.5"]
@@ -202,4 +216,4 @@ def test_the_experiment_draws_every_figure_and_checks_every_claim(tmp_path):
     }
     record = json.loads((directory / "results.json").read_text())
     assert {type(claim["holds"]) for claim in record["claims"]} == {bool}
-    assert len(record["claims"]) == 10
+    assert len(record["claims"]) == 11
