@@ -3,14 +3,16 @@
     python -m experiments adaptive_sparsity                            digits, LeNet-300-100
     python -m experiments adaptive_sparsity --dataset fashion_mnist    60,000 images
     python -m experiments adaptive_sparsity --paper --data-dir DIR     CIFAR-100, WRN-16-8, 120 epochs, 3 cycles
+    python -m experiments adaptive_sparsity --paper --dataset imagenet2012 --data-dir DIR    AlexNet, Table 3
 
-Retsinas, Elafrou, Goumas, Maragos, 2020. Everything is trained from scratch, for the same number of epochs.
+Retsinas, Elafrou, Goumas, Maragos, 2020. Everything is trained for the same number of epochs: from scratch, or where a
+trained network is pruned, from that; only thin networks, whose shapes are others, always start anew.
 """
 
 import dataclasses
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,6 +22,7 @@ import sparsejax as sj
 from experiments import figures, models, pruning, results, setup
 from experiments.methods import Method, Recipe, dense
 from experiments.results import Claim, Measured, spread
+from experiments.steps import Networks
 from experiments.workshop import Workshop
 
 
@@ -29,12 +32,36 @@ class Config(setup.Options):
 
     target: float = 0.85
     """Sparsity asked of the pruned layers."""
-    sweep: tuple[float, ...] = (0.5, 0.7, 0.9, 0.95)
+    sweep: tuple[float, ...] | None = None
     """Further targets, for the trade-off curves."""
-    strengths: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
+    strengths: tuple[float, ...] | None = None
     """Factors lambda of the unconstrained loss."""
+    pretraining: int | None = None
+    """Epochs of a dense network that all others start from; 0 trains from scratch."""
+    cycles: int | None = None
+    """Cosine cycles of the learning rate."""
+    seeds: int | None = None
+    """Networks trained side by side."""
     paper: bool = False
     """The paper's own setting, unless other options say otherwise."""
+
+
+PRESET: dict[str, Any] = {
+    "sweep": (0.5, 0.7, 0.9, 0.95),
+    "strengths": (0.01, 0.1, 1.0, 10.0),
+    "pretraining": 0,
+    "cycles": 3,
+    "seeds": 3,
+}
+
+# The published settings: Table 2, Table 3 and Figure 7. On ImageNet, trained networks were pruned for 20 epochs; how
+# they were trained is torchvision's recipe.
+IMAGENET: dict[str, Any] = {"pretraining": 90, "epochs": 20, "cycles": 1, "seeds": 1}
+PAPER: dict[tuple[str, str], dict[str, Any]] = {
+    ("cifar100", "wrn-16-8"): {},
+    ("imagenet2012", "alexnet"): {**IMAGENET, "learning_rate": 0.01, "sweep": (), "strengths": (10.0,)},
+    ("imagenet2012", "resnet50"): {**IMAGENET, "sweep": (0.5, 0.7, 0.8, 0.9), "strengths": ()},
+}
 
 
 class Variant(NamedTuple):
@@ -52,10 +79,11 @@ def main(config: Config) -> Path:
     dataset, model, recipe = setup.resolve(config)
     directory = config.results / "adaptive_sparsity" / f"{config.dataset}-{type(model).__name__}"
     workshop = Workshop(dataset, model, recipe, directory)
-    pruned = tuple(pruning.bounded(workshop.shapes))
+    pruned, start = tuple(pruning.bounded(workshop.shapes)), trained(workshop, config.pretraining)
     networks = {}
     for name, network, method, asked in variants(config, model, recipe, workshop.image):
-        run = workshop.train(name, method, model=network, variant=name, **asked)
+        initial = start if network is model else None
+        run = workshop.train(name, method, initial=initial, model=network, variant=name, **asked)
         networks[name] = workshop.measure(name, run, network, pruned)
     checked = claims(config, networks)
     measured = list(networks.values())
@@ -68,8 +96,18 @@ def main(config: Config) -> Path:
 
 
 def settle(config: Config) -> Config:
-    """Returns the configuration with the paper's data set in place of the default one, if that was asked for."""
-    return dataclasses.replace(config, dataset="cifar100") if config.paper else config
+    """Returns the configuration with the paper's setting, or ours, where the user left a choice."""
+    if config.paper and config.dataset == "digits":
+        config = dataclasses.replace(config, dataset="cifar100")
+    return setup.filled(config, PRESET | setup.published(config, PAPER))
+
+
+def trained(workshop: Workshop, epochs: int) -> Networks | None:
+    """Returns the dense network after some epochs, in one cycle, which others start from; `None` after none."""
+    if not epochs:
+        return None
+    recipe = dataclasses.replace(workshop.recipe, epochs=epochs, cycles=1)
+    return workshop.train("dense, to prune", dense(recipe), recipe).networks
 
 
 def variants(config: Config, model: nn.Module, recipe: Recipe, image: tuple[int, int, int]) -> list[Variant]:
