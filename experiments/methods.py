@@ -79,15 +79,8 @@ class Recipe:
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
-    """Returns the recipe as JSON-serialisable values, with the schedule's name and arguments as text.
-
-    What runs did not always have is among them only where it is asked for, so that folders of earlier runs go on.
-    """
-    values, plain = dataclasses.asdict(recipe), Recipe()
-    for name in ("label_smoothing", "bfloat16", "accumulate"):
-        if values[name] == getattr(plain, name):
-            del values[name]
-    return {**values, "schedule": names.of(recipe.schedule)}
+    """Returns the recipe as JSON-serialisable values, with the schedule's name and arguments as text."""
+    return {**dataclasses.asdict(recipe), "schedule": names.of(recipe.schedule)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,25 +26,15 @@ Masks = Callable[[Bench, float], tuple[chex.ArrayTree, Asked]]
 def magnitude(bench: Bench, share: float) -> tuple[chex.ArrayTree, Asked]:
     """Returns masks of the largest weights of each layer."""
     wanted = bench.uniform(share)
-
-    @jax.jit
-    @jax.vmap
-    def mask(params):
-        return sj.select.leafwise(sj.scores.magnitude(params), wanted)
-
-    return mask(bench.start.params), wanted
+    choose = jax.vmap(lambda params: sj.select.leafwise(sj.scores.magnitude(params), wanted))
+    return jax.jit(choose)(bench.start.params), wanted
 
 
 def lamp(bench: Bench, share: float) -> tuple[chex.ArrayTree, Asked]:
     """Returns masks of the best weights of all layers together, by LAMP's score."""
     wanted = bench.uniform(share)
-
-    @jax.jit
-    @jax.vmap
-    def mask(params):
-        return sj.select.globally(sj.scores.lamp(params), wanted)
-
-    return mask(bench.start.params), share
+    choose = jax.vmap(lambda params: sj.select.globally(sj.scores.lamp(params), wanted))
+    return jax.jit(choose)(bench.start.params), share
 
 
 def wanda(bench: Bench, share: float) -> tuple[chex.ArrayTree, Asked]:
@@ -52,13 +42,11 @@ def wanda(bench: Bench, share: float) -> tuple[chex.ArrayTree, Asked]:
     wanted, data = bench.uniform(share), bench.dataset
     images = steps.normalizer(data.mean, data.std)(data.train.read(range(bench.options.calibration))[0])
 
-    @jax.jit
-    @jax.vmap
-    def mask(params, model_state):
+    def choose(params, model_state):
         norms = calibration.input_norms(bench.model, params, model_state, images)
         return recipes.wanda(params, norms, wanted)
 
-    return mask(*bench.start.networks), wanted
+    return jax.jit(jax.vmap(choose))(*bench.start.networks), wanted
 
 
 def shuffled_magnitude(bench: Bench, share: float) -> tuple[chex.ArrayTree, Asked]:

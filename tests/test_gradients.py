@@ -14,7 +14,7 @@ from tiny_data import tiny
 
 from experiments import __main__ as cli
 from experiments import feeds, gradients, models, orders, setup
-from experiments.methods import Recipe, dense, settings
+from experiments.methods import Recipe, dense
 from experiments.training import train
 
 MODEL = models.LeNet300100(3, widths=(7,))
@@ -247,12 +247,6 @@ def test_parts_must_fit(devices, parts):
     message = rf"recipe.batch_size: got 32, which {devices} devices cannot share evenly in {parts} parts"
     with pytest.raises(ValueError, match=message):
         run(dataclasses.replace(RECIPE, accumulate=parts), devices=jax.devices()[:devices])
-
-
-def test_folders_of_runs_without_these_go_on():
-    new = {"label_smoothing": 0.1, "bfloat16": True, "accumulate": 2}
-    assert not new.keys() & settings(RECIPE).keys()
-    assert {**settings(RECIPE), **new} == settings(dataclasses.replace(RECIPE, **new))
 
 
 def test_options(tmp_path):
