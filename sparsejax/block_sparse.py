@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax import _checks
 from sparsejax._types import aligned_shape
 
 __all__ = ["BlockSparse", "compress", "expand", "matmul"]
@@ -100,6 +101,7 @@ def expand(compact: BlockSparse) -> jax.Array:
     >>> expand(compress(jnp.eye(3), (2, 1))).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
+    _check_compact(compact)
     (inputs, outputs), (columns, _, length, width) = compact.shape, compact.blocks.shape
     count = _count(inputs, length)
     empty = jnp.zeros((columns, count, length, width), compact.blocks.dtype)
@@ -123,11 +125,12 @@ def matmul(x: chex.Array, compact: BlockSparse, precision: Any = None, preferred
       (..., outputs), of the dtype that `x @ w` has.
 
     Raises:
-      ValueError: the last axis of `x` is not as long as `w` has inputs.
+      ValueError: the last axis of `x` is not as long as `w` has inputs, or `compact` is no `BlockSparse`.
 
     >>> matmul(jnp.array([1.0, 2.0, 3.0]), compress(jnp.eye(3), (2, 2))).tolist()
     [1.0, 2.0, 3.0]
     """
+    _check_compact(compact)
     one_by_one = compact.blocks.shape[0] <= _FEW_COLUMNS and math.prod(jnp.shape(x)[:-1]) >= _MANY_ROWS
     return (column_by_column if one_by_one else _together)(x, compact, precision, preferred_element_type)
 
@@ -188,6 +191,10 @@ def _tiles(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return filled.reshape(_count(inputs, length), length, -1, width).swapaxes(1, 2)
 
 
+def _check_compact(compact: Any) -> None:
+    _checks.check_kind("compact", compact, BlockSparse, "make one with sparsejax.block_sparse.compress(w, (8, 128))")
+
+
 def _check(w: chex.Array, size: tuple[int, int], mask: chex.Array | None) -> None:
     if isinstance(w, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
         raise ValueError(
@@ -196,8 +203,10 @@ def _check(w: chex.Array, size: tuple[int, int], mask: chex.Array | None) -> Non
         )
     if jnp.ndim(w) != 2 or not jnp.size(w):
         raise ValueError(f"w has shape {jnp.shape(w)}; it must be (inputs, outputs), neither 0: reshape it before")
-    if len(size) != 2 or min(size) < 1:
+    if not isinstance(size, tuple | list) or len(size) != 2:
         raise ValueError(f"size={size} must be two lengths >= 1: inputs and outputs of a block, such as (8, 128)")
+    for length in size:
+        _checks.check_integer("size", length, 1, "it is the inputs and the outputs of a block, such as (8, 128)")
     if mask is None:
         return
     if jnp.result_type(mask) != jnp.bool_:

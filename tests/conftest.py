@@ -6,16 +6,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 # Before JAX is imported: it reads these once. XLA's optimiser is most of a test's time, and tests are small.
-FLAGS = "--xla_backend_optimization_level=0"
-if version("jaxlib").startswith("0.10."):
-    # Its newer emitters compile loops of reductions three times as slowly; later versions have no others.
-    FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-os.environ.setdefault("XLA_FLAGS", FLAGS)
+# The newer emitters of 0.10 compile loops of reductions three times as slowly; later versions have no others.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0"
+    + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    * version("jaxlib").startswith("0.10."),
+)
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax

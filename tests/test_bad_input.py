@@ -145,6 +145,19 @@ WRONG = {
             r"\(5, 4\)",
             "must be the 3 inputs",
         ),
+        "a matrix for its blocks": (
+            lambda: sj.block_sparse.matmul(X, PARAMS["in"]),
+            "compact",
+            "not BlockSparse",
+            r"block_sparse\.compress\(",
+        ),
+        "one length": (lambda: sj.block_sparse.compress(PARAMS["in"], 2), "size", "=2", r"such as \(8, 128\)"),
+        "half a block": (
+            lambda: sj.block_sparse.compress(PARAMS["in"], (0.5, 2)),
+            "size",
+            "=0.5",
+            "inputs and the outputs",
+        ),
     },
     "bounds": {
         "per cent": (lambda: sj.bounds.init(SHAPES, 85, min_size=1), "sparsity", "=85", "for 85% pass 0.85"),
@@ -327,6 +340,26 @@ WRONG = {
             r"shape=\(2, 3\)",
             "call sparsejax.inference.compile",
         ),
+        "the wrong way round": (
+            lambda: sj.inference.compile(PARAMS, network, X),
+            "fn",
+            "is dict",
+            r"compile\(fn, params",
+        ),
+        "a name for a rule": (
+            lambda: sj.inference.compile(network, PARAMS, X, choose="fastest"),
+            "choose",
+            "='fastest'",
+            "pass sparsejax.inference.fastest",
+        ),
+        "nothing to choose from": (lambda: sj.inference.fastest({}), "candidates", "={}", "pass the dense one first"),
+        "nothing that stores less": (
+            lambda: sj.inference.smallest({}),
+            "candidates",
+            "={}",
+            "pass the dense one first",
+        ),
+        "no rounds": (lambda: sj.inference.fastest({}, rounds=0), "rounds", "=0", "30 say"),
     },
     "losses": {
         "per cent": (

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax import tree
+from sparsejax import _checks, tree
 from sparsejax._types import Params
 from sparsejax.inference.choices import Choices, Layer
 from sparsejax.inference.products import Known, Product, convolutions, find, without_unused
@@ -82,7 +82,7 @@ def compile(
       A `Compiled`: call it with the other arguments; its `report` prints as a table.
 
     Raises:
-      ValueError: a parameter is traced or has no value.
+      ValueError: a parameter is traced or has no value; `fn` or `choose` is no function.
 
     >>> params = {"w": jnp.zeros((64, 64)).at[:8].set(1.0)}
     >>> least = lambda ways: Verdict(min(ways, key=lambda name: ways[name].stored), {})
@@ -90,6 +90,8 @@ def compile(
     >>> fast.report.layers[0].choice, fast.report.layers[0].stored
     ('blocks 8x64', 0.125)
     """
+    _checks.check_function("fn", fn, "call sparsejax.inference.compile(fn, params, *args)")
+    _checks.check_function("choose", choose, "pass sparsejax.inference.fastest or smallest")
     _check(params)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
     jaxpr, results = jax.make_jaxpr(fn, return_shape=True)(shapes, *args)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sparsejax import _checks
+
 __all__ = ["Candidate", "Rule", "Verdict", "fastest", "smallest"]
 
 
@@ -60,6 +62,8 @@ def fastest(candidates: Mapping[str, Candidate], rounds: int = 30, margin: float
     >>> fastest(pause, rounds=3).choice
     'sparse'
     """
+    _checks.check_integer("rounds", rounds, 1, "it is how often each program is timed, 30 say")
+    _check(candidates)
     medians = _milliseconds({name: one.run for name, one in candidates.items()}, rounds)
     dense, best = next(iter(medians)), min(medians, key=medians.get)
     return Verdict(best if medians[best] * margin <= medians[dense] else dense, medians)
@@ -81,8 +85,14 @@ def smallest(candidates: Mapping[str, Candidate], at_most: float = 0.125) -> Ver
     >>> smallest({"dense": Candidate(lambda: None, 1.0), "blocks": Candidate(lambda: None, 0.1)}).choice
     'blocks'
     """
+    _check(candidates)
     few = {name: one.stored for name, one in candidates.items() if one.plain and one.stored <= at_most}
     return Verdict(min(few, key=few.get) if few else next(iter(candidates)), {})
+
+
+def _check(candidates: Mapping[str, Candidate]) -> None:
+    if not candidates:
+        raise ValueError("candidates={} has no program; pass the dense one first, {'dense': Candidate(run, 1.0)}")
 
 
 def _milliseconds(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
