@@ -42,6 +42,13 @@ def relaxed(strict):
 
 
 @pytest.fixture
+def one_device(monkeypatch):
+    """Lets experiments find one device: eight that are simulated wait for each other half of the time."""
+    (first, *_) = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda *backend: [first])
+
+
+@pytest.fixture
 def random_data(tmp_path, monkeypatch):
     """Lets every data set of TensorFlow Datasets have eight random images of its real shape."""
     import tensorflow_datasets as tfds

@@ -201,7 +201,7 @@ def test_an_l1_penalty_takes_the_place_of_weight_decay():
 
 
 @pytest.mark.slow
-def test_the_experiment_draws_every_figure_and_checks_every_claim(tmp_path):
+def test_the_experiment_draws_every_figure_and_checks_every_claim(tmp_path, one_device):
     arguments = ["autoprune", "--epochs", "4", "--seeds", "2", "--compressions", "30", "--shares", "0.5"]
     arguments += ["--rates", "0.5", "--rate", "0.5", "--penalty", "0.05"]
     module, config = cli.parse([*arguments, "--data-dir", str(tmp_path / "data"), "--results", str(tmp_path)])

@@ -31,7 +31,7 @@ def cells(printed, name):
 
 
 @pytest.mark.slow
-def test_quickstart_writes_table_picture_and_logs_and_resumes(prepared, tmp_path, capsys):
+def test_quickstart_writes_table_picture_and_logs_and_resumes(prepared, tmp_path, capsys, one_device):
     arguments = ["quickstart", *TINY, str(prepared), "--results", str(tmp_path), "--sweep", "0.85", "--mus", "0.6"]
     arguments += ["--share", "0.156"]  # so both thin networks have the same widths, and are compiled once
     module, config = cli.parse(arguments)
@@ -71,8 +71,8 @@ def test_quickstart_writes_table_picture_and_logs_and_resumes(prepared, tmp_path
 
 
 @pytest.mark.slow
-def test_adaptive_sparsity_draws_its_figures_and_checks_its_claims(prepared, tmp_path):
-    arguments = ["adaptive_sparsity", *TINY, str(prepared), "--results", str(tmp_path), "--strengths", "0.1"]
+def test_adaptive_sparsity_draws_its_figures_and_checks_its_claims(prepared, tmp_path, one_device):
+    arguments = ["adaptive_sparsity", *TINY, str(prepared), "--results", str(tmp_path), "--strengths", "0.1", "--sweep"]
     module, config = cli.parse(arguments)
     directory = module.main(config)
     drawn = {path.name[:7] for path in (directory / "figures").glob("*.png")}

@@ -308,7 +308,7 @@ COMMAND = [
 
 
 @pytest.mark.slow
-def test_the_experiment(tmp_path, capsys, monkeypatch):
+def test_the_experiment(tmp_path, capsys, monkeypatch, one_device):
     command = [*COMMAND, "--results", str(tmp_path)]
     # The network of the paper is a hundred times as large as this test needs.
     small = partial(models.SmallConv, widths=(10, 10, 10, 12, 10))
