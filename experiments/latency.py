@@ -58,7 +58,7 @@ def of(bench: Bench, found: Found) -> list[Times]:
 def describe(times: list[Times]) -> str:
     """Returns one row a network."""
     sizes = list(times[0].seconds)
-    headers = ["network", *(f"{what}, {size} images" for size in sizes for what in ("ms", "time / dense"))]
+    headers = ["network", *(f"{what}, batch of {size}" for size in sizes for what in ("ms", "time / dense"))]
     rows = []
     for one in times:
         values = [(f"{1000 * one.seconds[size]:.3f}", f"{one.relative[size]:.2f}") for size in sizes]

@@ -43,7 +43,7 @@ def wins(found: Found) -> str:
     """Returns one row a method: at how many compressions it has the least error, and how far it is from that."""
     measured = errors(found)
     table = np.array([list(row.values()) for row in measured.values()])
-    factors = table / table.min(0)
+    factors = _factors(table)
     order = np.argsort(np.median(factors, 1), kind="stable")
     names = list(measured)
     rows = [
@@ -51,6 +51,15 @@ def wins(found: Found) -> str:
         for i in order
     ]
     return results.table(["method", "best at", "error / best", "does not count at"], rows)
+
+
+def _factors(errors: np.ndarray) -> np.ndarray:
+    """Returns errors, (methods, compressions), to the least of each compression; infinite where they do not count."""
+    least = errors.min(0)
+    compared = np.isfinite(least) & (least > 0)
+    factors = np.where(np.isfinite(errors) & (errors == least), 1.0, np.inf)
+    factors[:, compared] = errors[:, compared] / least[compared]
+    return factors
 
 
 def reached(found: Found) -> str:

@@ -28,6 +28,7 @@ from experiments import (
     setup,
     shrinking,
     tradeoff_claims,
+    tradeoff_report,
     training,
 )
 from experiments.bench import Bench, Options
@@ -278,6 +279,12 @@ def test_profiles_are_the_loop():
         expected[i, k] = sum(errors[i, j] <= taus[k] * errors[:, j].min() for j in problems) / len(problems)
     np.testing.assert_allclose(profiles.within(errors, taus), expected)
     assert profiles.within(errors, taus)[:, 0].tolist() == [2 / 3, 1 / 3, 2 / 3]
+
+
+def test_factors_of_the_least_error():
+    errors = np.array([[2.0, 0.0, np.inf], [3.0, 0.5, np.inf], [np.inf, 0.0, np.inf]])
+    expected = [[1, 1, np.inf], [1.5, np.inf, np.inf], [np.inf, 1, np.inf]]
+    np.testing.assert_array_equal(tradeoff_report._factors(errors), expected)
 
 
 def test_published_numbers_are_of_networks_that_we_have():
