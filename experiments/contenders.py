@@ -20,7 +20,6 @@ from experiments.bench import Bench, Contender
 from experiments.gating import Rule
 from experiments.results import Measured
 from experiments.sparsifying import Around, through_training
-from experiments.stages import after
 from experiments.training import Run
 from sparsejax import recipes
 from sparsejax.budgets import Budget
@@ -30,11 +29,6 @@ THIN = "thin dense"
 
 Sparsities = Callable[[Bench, float], chex.ArrayTree]
 """(bench, sparsity of the pruned layers together) -> those of all leaves."""
-
-
-def uniform(bench: Bench, share: float) -> chex.ArrayTree:
-    """Returns the same sparsity for every pruned layer."""
-    return bench.uniform(share)
 
 
 def hidden(bench: Bench, share: float) -> chex.ArrayTree:
@@ -54,7 +48,7 @@ def erdos_renyi(bench: Bench, share: float) -> chex.ArrayTree:
 
 
 def through(
-    around: Callable[[Bench], Around], sparsities: Sparsities = uniform, together: bool = False, **recorded: str
+    around: Callable[[Bench], Around], sparsities: Sparsities = Bench.uniform, together: bool = False, **recorded: str
 ) -> Contender:
     """Returns the contender of a recipe that is around the optimizer from the first step to the last.
 
@@ -109,10 +103,7 @@ def shuffled_snip(bench: Bench, name: str, share: float) -> Iterator[Measured]:
     """Yields SNIP's masks with their entries in another order within each layer, on the weights it started from."""
     found = sparsified(bench, "SNIP", f" {share:g}", snip(bench), bench.uniform(share))
     mask = bench.reordered(jax.tree.map(lambda leaf: leaf != 0, found.params))
-    params, model_state = bench.start.snapshots[0]
-    initial = (jax.vmap(sj.apply)(mask, params), model_state)
-    run = bench.stage(f"{name} {share:g}", pruning.masked, bench.every, initial=initial)
-    yield bench.row(name, run, asked=share)
+    yield one_shot.under(bench, name, share, mask, one_shot.as_initialised(bench), share)
 
 
 def adaptive(bench: Bench, name: str, share: float) -> Iterator[Measured]:
@@ -148,8 +139,7 @@ def means_for_units(bench: Bench, name: str, share: float) -> Iterator[Measured]
     params, model_state = removed["mean"]
     cut = dataclasses.replace(bench.start, params=params, model_state=model_state)
     yield bench.row(name + one_shot.CUT, cut)
-    tuned = bench.stage(f"{name} {share:g}", pruning.masked, bench.last, initial=cut.networks)
-    yield bench.row(name, after(bench.start, tuned))
+    yield stages.tuned_row(bench, name, share, bench.start, cut.networks)
 
 
 def thin(bench: Bench, name: str, share: float) -> Iterator[Measured]:

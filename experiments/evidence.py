@@ -5,7 +5,7 @@ python -m experiments evidence
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,8 +65,9 @@ def write(folder: Path) -> Path:
         "## Claims\n\n" + claims(found),
     ]
     if tradeoffs:
-        draw(tradeoffs, folder / PROFILES)
-        parts.append(_profiles(tradeoffs))
+        measured = errors(tradeoffs)
+        draw(measured, folder / PROFILES)
+        parts.append(_profiles(measured))
     parts += [_demoted(result) for result in tradeoffs]
     others = [f"- [{r.title}]({r.experiment}/{r.data}/report.md)" for r in found if r not in tradeoffs]
     if others:
@@ -105,32 +106,34 @@ def errors(tradeoffs: Sequence[Result]) -> dict[str, np.ndarray]:
         for compression in next(iter(result.record["errors"].values()))
     ]
     names = dict.fromkeys(name for result in tradeoffs for name in result.record["errors"])
-    missing = {None: np.inf}  # what JSON has for a network that does not count
     found = {name: [by.get(name, {}).get(compression) for by, compression in problems] for name in names}
-    return {name: np.array([missing.get(error, error) for error in row]) for name, row in found.items()}
+    # JSON has null for a network that does not count.
+    return {name: np.array([np.inf if error is None else error for error in row]) for name, row in found.items()}
 
 
-def draw(tradeoffs: Sequence[Result], path: Path) -> None:
-    """Draws performance profiles; the legend is in the order of the middle of the picture."""
-    measured = errors(tradeoffs)
-    shares = profiles.within(np.stack(list(measured.values())), TAUS)
-    order = np.argsort(-shares.mean(1), kind="stable")
+def ranked(measured: Mapping[str, np.ndarray], taus: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the performance profile of every method, that of the largest mean first."""
+    shares = profiles.within(np.stack(list(measured.values())), taus)
+    names = list(measured)
+    return {names[i]: shares[i] for i in np.argsort(-shares.mean(1), kind="stable")}
+
+
+def draw(measured: Mapping[str, np.ndarray], path: Path) -> None:
+    """Draws performance profiles; the legend is in their order."""
     drawn, (ax,) = figures.figure("How often a method's error is within a factor of the best one's", width=9, height=5)
-    for rank, i in enumerate(order):
-        style = {"color": figures.COLOURS[rank % len(figures.COLOURS)], "linestyle": ("-", "--", ":")[rank // 8]}
-        ax.step(TAUS, shares[i], where="post", label=list(measured)[i], linewidth=1.4, **style)
+    for rank, (name, shares) in enumerate(ranked(measured, TAUS).items()):
+        line, colour = divmod(rank, len(figures.COLOURS))
+        style = {"color": figures.COLOURS[colour], "linestyle": ("-", "--", ":", "-.")[line]}
+        ax.step(TAUS, shares, where="post", label=name, linewidth=1.4, **style)
     ax.set(xlabel="factor of the best error", ylabel="share of (data, network, compression)", ylim=(0, 1.02))
     ax.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     figures.save(drawn, path)
 
 
-def _profiles(tradeoffs: Sequence[Result]) -> str:
-    measured = errors(tradeoffs)
+def _profiles(measured: Mapping[str, np.ndarray]) -> str:
     factors = (1.0, 1.1, 1.25, 1.5, 2.0, 1e9)
-    shares = profiles.within(np.stack(list(measured.values())), np.array(factors))
-    order = np.argsort(-shares.mean(1), kind="stable")
-    names = list(measured)
-    rows = [[names[i], *(f"{share:.2f}" for share in shares[i])] for i in order]
+    found = ranked(measured, np.array(factors))
+    rows = [[name, *(f"{share:.2f}" for share in shares)] for name, shares in found.items()]
     headers = ["method", "best", *(f"within {factor:g}" for factor in factors[1:-1]), "counts"]
     count = len(next(iter(measured.values())))
     return (

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 
 import sparsejax as sj
-from experiments import calibration, pruning, steps
+from experiments import calibration, pruning, stages, steps
 from experiments.bench import Asked, Bench, Contender
 from experiments.results import Measured
-from experiments.stages import after
 from experiments.steps import Networks
 from sparsejax import recipes
 
@@ -62,8 +61,7 @@ def cut(masks: Masks) -> Contender:
         mask, asked = masks(bench, share)
         start = dataclasses.replace(bench.start, params=jax.vmap(sj.apply)(mask, bench.start.params))
         yield bench.row(name + CUT, start, asked=asked)
-        tuned = bench.stage(f"{name} {share:g}", pruning.masked, bench.last, initial=start.networks)
-        yield bench.row(name, after(bench.start, tuned), asked=asked)
+        yield stages.tuned_row(bench, name, share, bench.start, start.networks, asked)
 
     return networks
 
@@ -73,12 +71,17 @@ def on_other_weights(weights: Callable[[Bench], Networks]) -> Contender:
 
     def networks(bench: Bench, name: str, share: float) -> Iterator[Measured]:
         mask, asked = magnitude(bench, share)
-        params, model_state = weights(bench)
-        initial = (jax.vmap(sj.apply)(mask, params), model_state)
-        run = bench.stage(f"{name} {share:g}", pruning.masked, bench.every, initial=initial)
-        yield bench.row(name, run, asked=asked)
+        yield under(bench, name, share, mask, weights(bench), asked)
 
     return networks
+
+
+def under(bench: Bench, name: str, share: float, mask: chex.ArrayTree, weights: Networks, asked: Asked) -> Measured:
+    """Returns networks that are trained from scratch under a mask, on the weights given."""
+    params, model_state = weights
+    initial = (jax.vmap(sj.apply)(mask, params), model_state)
+    run = bench.stage(f"{name} {share:g}", pruning.masked, bench.every, initial=initial)
+    return bench.row(name, run, asked=asked)
 
 
 def drawn_again(bench: Bench) -> Networks:

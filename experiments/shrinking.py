@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import sparsejax as sj
-from experiments import evaluation, models, pruning, results, steps, timing, unit_groups
+from experiments import evaluation, models, results, stages, steps, timing, unit_groups
 from experiments.results import Measured, spread
-from experiments.stages import Stages, after
+from experiments.stages import Stages
 from experiments.steps import Networks
 from experiments.training import Run
 from sparsejax.budgets import Budget
@@ -75,8 +75,7 @@ def rows(workshop: Stages, start: Run, share: float) -> tuple[list[Measured], Cu
         as_cut = dataclasses.replace(start, params=params, model_state=state)
         found.append(workshop.row(f"units replaced by {replace}s", as_cut))
     name = found[-1].name + ", fine-tuned"
-    tuned = workshop.stage(f"{name} {share:g}", pruning.masked, workshop.last, initial=removed["mean"])
-    found.append(workshop.row(name, after(start, tuned)))
+    found.append(stages.tuned_row(workshop, name, share, start, removed["mean"]))
     return found, cut(workshop, found[-1], kept)
 
 

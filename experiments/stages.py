@@ -11,6 +11,7 @@ from experiments import gating, pruning, rates, setup
 from experiments.gating import Rule
 from experiments.methods import Method, Recipe, dense
 from experiments.results import Measured
+from experiments.steps import Networks
 from experiments.training import Run
 from experiments.workshop import Workshop
 
@@ -96,6 +97,12 @@ def averaged_rows(stages: Stages, dataset: str, mus: Sequence[float]) -> Iterato
 def thin_row(stages: Stages, name: str, share: float, thin: nn.Module) -> Measured:
     """Returns a thin dense network, from scratch: a control at a share."""
     return stages.row(name, stages.stage(f"{name} {share:g}", dense, stages.every, model=thin), thin)
+
+
+def tuned_row(stages: Stages, name: str, share: float, start: Run, cut: Networks, asked=None) -> Measured:
+    """Returns networks that were cut out of `start`, fine-tuned in the last cycle, in which their zeros stay."""
+    tuned = stages.stage(f"{name} {share:g}", pruning.masked, stages.last, initial=cut)
+    return stages.row(name, after(start, tuned), asked=asked)
 
 
 def gated_row(stages: Stages, name: str, share: float, rule: Rule, start: Run | None = None) -> Measured:
