@@ -154,11 +154,11 @@ def column_by_column(
 def _together(x: chex.Array, compact: BlockSparse, precision: Any, preferred_element_type: Any) -> jax.Array:
     """Returns what `matmul` does by one batched product."""
     pieces, (columns, k, length, width) = _pieces(x, compact), compact.blocks.shape
-    # Gathered column by column, or the batched product would begin with a transposition of everything.
-    gathered = jax.vmap(lambda own: jnp.take(pieces, own, axis=1, mode="fill", fill_value=0))(compact.indices)
+    # Rows last: what belongs to a block then lies in one piece, which is gathered in half the time, and backward too.
+    gathered = jnp.take(jnp.moveaxis(pieces, 0, 2), compact.indices, axis=0, mode="fill", fill_value=0)
     y = jnp.einsum(
-        "crd,cdw->rcw",
-        gathered.reshape(columns, len(pieces), k * length),
+        "cdr,cdw->rcw",
+        gathered.reshape(columns, k * length, len(pieces)),
         compact.blocks.reshape(columns, k * length, width),
         precision=precision,
         preferred_element_type=preferred_element_type,
