@@ -100,7 +100,10 @@ def cpu_gradients(images, kernels, gradient, strides: Pair, pads: tuple[Pair, Pa
     padded = jnp.pad(images, ((0, 0), *pads, (0, 0)))
     ends = [(size - 1) * stride + 1 for size, stride in zip(gradient.shape[1:3], strides, strict=True)]
     windows = [padded[:, r : r + ends[0] : strides[0], c : c + ends[1] : strides[1]] for r, c in places]
-    of_kernels = jnp.stack(windows, axis=3).reshape(len(rows), -1).T @ rows
+    if images.shape[-1] == 1:  # pixel by pixel side by side would be numbers one by one: a third of the speed
+        of_kernels = jnp.stack(windows).reshape(len(places), -1) @ rows
+    else:
+        of_kernels = jnp.stack(windows, axis=3).reshape(len(rows), -1).T @ rows
     return of_images, of_kernels.reshape(kernels.shape)
 
 
