@@ -17,7 +17,7 @@ from experiments.data import Dataset, Split
 from experiments.gating import Rule
 from experiments.methods import Recipe
 
-pytestmark = pytest.mark.usefixtures("relaxed")
+pytestmark = pytest.mark.usefixtures("relaxed", "one_device")
 
 
 MODEL = models.LeNet300100(3, (12, 6))
@@ -201,7 +201,7 @@ def test_an_l1_penalty_takes_the_place_of_weight_decay():
 
 
 @pytest.mark.slow
-def test_the_experiment_draws_every_figure_and_checks_every_claim(tmp_path, one_device):
+def test_the_experiment_draws_every_figure_and_checks_every_claim(tmp_path):
     arguments = ["autoprune", "--epochs", "4", "--seeds", "2", "--compressions", "30", "--shares", "0.5"]
     arguments += ["--rates", "0.5", "--rate", "0.5", "--penalty", "0.05"]
     module, config = cli.parse([*arguments, "--data-dir", str(tmp_path / "data"), "--results", str(tmp_path)])

@@ -14,7 +14,7 @@ from experiments import directional_pruning, geometry, models, pruning, setup, t
 from experiments.data import Dataset, Split
 from experiments.methods import Recipe
 
-pytestmark = pytest.mark.usefixtures("relaxed")
+pytestmark = pytest.mark.usefixtures("relaxed", "one_device")
 
 
 class Linear(nn.Module):
@@ -49,7 +49,7 @@ def network(model, seed):
 
 
 @pytest.mark.slow
-def test_the_experiment_draws_every_figure_and_checks_every_claim(tmp_path, capsys, one_device):
+def test_the_experiment_draws_every_figure_and_checks_every_claim(tmp_path, capsys):
     arguments = ["directional_pruning", "--epochs", "4", "--seeds", "2", "--mus", "0.5", "0.8", "--c", "0.3"]
     arguments += ["--images", "100", "--snapshots", "2", "--curve-epochs", "2", "--grid", "5", "--directions", "2"]
     module, config = cli.parse([*arguments, "--data-dir", str(tmp_path / "data"), "--results", str(tmp_path)])
@@ -70,7 +70,7 @@ def test_the_experiment_draws_every_figure_and_checks_every_claim(tmp_path, caps
 
 
 @pytest.mark.slow
-def test_tuning_prints_the_largest_c_that_holds(tmp_path, capsys, one_device):
+def test_tuning_prints_the_largest_c_that_holds(tmp_path, capsys):
     arguments = ["directional_pruning", "--tune", "--tune-epochs", "2", "--seeds", "1", "--margin", "20", "--c", "0.3"]
     module, config = cli.parse([*arguments, "--data-dir", str(tmp_path / "data"), "--results", str(tmp_path)])
     directory = module.main(config)

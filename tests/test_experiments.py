@@ -19,7 +19,7 @@ def prepared(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
 
 
-pytestmark = pytest.mark.usefixtures("relaxed")
+pytestmark = pytest.mark.usefixtures("relaxed", "one_device")
 
 
 def cells(printed, name):
@@ -31,7 +31,7 @@ def cells(printed, name):
 
 
 @pytest.mark.slow
-def test_quickstart_writes_table_picture_and_logs_and_resumes(prepared, tmp_path, capsys, one_device):
+def test_quickstart_writes_table_picture_and_logs_and_resumes(prepared, tmp_path, capsys):
     arguments = ["quickstart", *TINY, str(prepared), "--results", str(tmp_path), "--sweep", "0.85", "--mus", "0.6"]
     arguments += ["--share", "0.156"]  # so both thin networks have the same widths, and are compiled once
     module, config = cli.parse(arguments)
@@ -71,7 +71,7 @@ def test_quickstart_writes_table_picture_and_logs_and_resumes(prepared, tmp_path
 
 
 @pytest.mark.slow
-def test_adaptive_sparsity_draws_its_figures_and_checks_its_claims(prepared, tmp_path, one_device):
+def test_adaptive_sparsity_draws_its_figures_and_checks_its_claims(prepared, tmp_path):
     arguments = ["adaptive_sparsity", *TINY, str(prepared), "--results", str(tmp_path), "--strengths", "0.1", "--sweep"]
     module, config = cli.parse(arguments)
     directory = module.main(config)

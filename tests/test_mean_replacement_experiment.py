@@ -20,7 +20,7 @@ from experiments.mean_replacement_claims import SQUARES, Found, claims, lower
 from experiments.methods import Recipe, dense
 from experiments.removals import REPLACED, SCORES, Choice, Copies, layers, repeated
 
-pytestmark = pytest.mark.usefixtures("relaxed")
+pytestmark = pytest.mark.usefixtures("relaxed", "one_device")
 
 MODEL = models.SmallConv(3, widths=(4, 5, 6, 7, 6))
 IMAGE = (24, 24, 1)
@@ -308,7 +308,7 @@ COMMAND = [
 
 
 @pytest.mark.slow
-def test_the_experiment(tmp_path, capsys, monkeypatch, one_device):
+def test_the_experiment(tmp_path, capsys, monkeypatch):
     command = [*COMMAND, "--results", str(tmp_path)]
     # The network of the paper is a hundred times as large as this test needs.
     small = partial(models.SmallConv, widths=(10, 10, 10, 12, 10))

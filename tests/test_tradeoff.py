@@ -40,7 +40,7 @@ from experiments.sparsifying import shuffled, through_training
 from experiments.tradeoff_claims import Found
 from sparsejax import recipes
 
-pytestmark = pytest.mark.usefixtures("relaxed")
+pytestmark = pytest.mark.usefixtures("relaxed", "one_device")
 
 
 MODEL = models.LeNet300100(3, (12, 6))
@@ -60,7 +60,7 @@ def kernels(params, seed):
 
 
 @pytest.mark.parametrize("name", AROUND)
-def test_a_recipe_in_the_training_loop_meets_its_target_for_every_seed(name, one_device):
+def test_a_recipe_in_the_training_loop_meets_its_target_for_every_seed(name):
     target = sj.allocate.uniform(SHAPES, 0.75, "kernel")
     method = through_training(RECIPE, AROUND[name], target, name)
     run = training.train(MODEL, method, tiny(), RECIPE, progress=False)
@@ -179,7 +179,7 @@ def test_layers_that_fit_lose_what_the_others_keep(bench):
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
-def test_every_contender_is_as_small_as_it_is_asked_to_be(bench, name, one_device):
+def test_every_contender_is_as_small_as_it_is_asked_to_be(bench, name):
     networks = {network.name: network for network in contenders.networks(bench, (name,), bench.share(4))}
     assert list(networks)[-1] == name
     network = networks[name]
@@ -302,7 +302,7 @@ COMMAND += ["--methods", "gradual magnitude", "mean replacement", "thin dense"]
 
 
 @pytest.mark.slow
-def test_the_experiment_compares_and_gathers(tmp_path, capsys, one_device):
+def test_the_experiment_compares_and_gathers(tmp_path, capsys):
     module, config = cli.parse([*COMMAND, "--data-dir", str(tmp_path / "data"), "--results", str(tmp_path)])
     directory = module.main(config)
     printed = capsys.readouterr().out
