@@ -25,15 +25,10 @@ from experiments.results import Measured
 from experiments.training import Run
 from experiments.workshop import Workshop
 
-# The gradients of LeNet-5's gates differ by two orders of magnitude from layer to layer: with one learning rate,
-# nearly nothing is left of its first layer.
 LENET5: dict[str, Any] = {
     "model": "lenet5",
     "batch_size": 64,
     "learning_rate": 0.02,
-    "rate": 2.0,
-    "penalty": 6e-4,
-    "factors": {"Conv_0": 0.02, "Conv_1": 0.2, "Dense_1": 0.1},
     "magnitudes": True,
     "pretraining": 0.25,
 }
@@ -41,7 +36,7 @@ LENET5: dict[str, Any] = {
 # What each data set is trained with unless the command line says otherwise.
 PRESETS: dict[str, dict[str, Any]] = {
     # 20 steps an epoch, in which gates hardly move at the paper's rates.
-    "digits": {"epochs": 90, "rate": setup.gates("digits"), "rates": (1.0, 4.0, 10.0)},
+    "digits": {"epochs": 90, "rates": (1.0, 4.0, 10.0)},
     "mnist_5k": {"epochs": 40, **LENET5},
     "mnist": {"epochs": 20, **LENET5},
     "fashion_mnist": {"epochs": 12, **LENET5},
@@ -62,7 +57,7 @@ PAPER: dict[tuple[str, str], dict[str, Any]] = {
         "compressions": (168, 310),
         "shares": (0.07,),
     },
-    ("mnist", "lenet300"): {**PUBLISHED, "pruning_rate": 1e-3, "last": 0.01, "shares": (), "factors": {}},
+    ("mnist", "lenet300"): {**PUBLISHED, "pruning_rate": 1e-3, "last": 0.01, "shares": ()},
     ("cifar10", "vgg-like"): {"compressions": (10, 20, 30, 40, 50, 60, 70, 75, 80), "shares": (0.23,)},
     ("imagenet2012", "resnet50"): {
         **PRETRAINED,
@@ -212,14 +207,13 @@ def main(config: Config) -> Path:
 
 def settle(config: Config) -> Config:
     """Returns the configuration with the paper's setting, or the data set's preset, where the user left a choice."""
-    preset = {"rate": setup.gates(config.dataset), "penalty": 1e-3, "factors": {}, "optimizer": "sgd", "seeds": 3}
-    preset["weight_decay"] = 5e-4
+    chosen = PRESETS[config.dataset] | setup.published(config, PAPER)
+    preset = {"optimizer": "sgd", "seeds": 3, "weight_decay": 5e-4}
+    preset |= setup.gates(config.dataset, config.model or chosen.get("model"))
     preset |= {"pretraining": 0.5, "magnitudes": False, "pretrained_rate": 0.1, "pretrained_penalty": 0.02}
     preset |= {"starts": ("scratch", "pretrained"), "ablations": True, "unit_rate": 0.5, "rates": (0.01, 0.1, 0.5)}
-    preset |= {"compressions": (10, 20, 30, 80), "shares": (0.5, 0.25, 0.1), **PRESETS[config.dataset]}
-    if config.model not in (None, preset.get("model")):
-        preset["factors"] = {}  # they are of the layers of the preset's network
-    return setup.filled(config, preset | setup.published(config, PAPER))
+    preset |= {"compressions": (10, 20, 30, 80), "shares": (0.5, 0.25, 0.1), **chosen}
+    return setup.filled(config, preset)
 
 
 def find(job: Job) -> Found:

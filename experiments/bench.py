@@ -30,6 +30,10 @@ class Options(setup.Options):
     """Training images that Wanda sees."""
     rate: float | None = None
     """Learning rate of AutoPrune's auxiliary parameters, from scratch."""
+    penalty: float | None = None
+    """Pull on them."""
+    factors: dict[str, float] | None = None
+    """What their learning rate is multiplied with in some layers."""
     pretrained_rate: float | None = None
     """The same, where they start from magnitudes of trained weights."""
     pretrained_penalty: float = 0.02

@@ -114,7 +114,8 @@ def adaptive(bench: Bench, name: str, share: float) -> Iterator[Measured]:
 
 def gates(bench: Bench, name: str, share: float) -> Iterator[Measured]:
     """Yields AutoPrune's network, from scratch."""
-    yield stages.gated_row(bench, name, share, Rule(bench.options.rate))
+    options = bench.options
+    yield stages.gated_row(bench, name, share, Rule(options.rate, options.factors, options.penalty))
 
 
 def gates_of_trained(bench: Bench, name: str, share: float) -> Iterator[Measured]:

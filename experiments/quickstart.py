@@ -40,7 +40,7 @@ class Config(Options):
 
 def main(config: Config) -> Path:
     """Trains everything, prints the table, writes report, picture and logs, and returns the folder they are in."""
-    config = setup.filled(config, {"rate": setup.gates(config.dataset)})
+    config = setup.filled(config, setup.gates(config.dataset, config.model))
     dataset, model, recipe = setup.resolve(config)
     stages.check(recipe.cycles)
     directory = config.results / "quickstart" / f"{config.dataset}-{type(model).__name__}"

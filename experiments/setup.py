@@ -117,9 +117,16 @@ class Options:
     processes: Annotated[Processes, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Processes)
 
 
-def gates(dataset: DataName) -> float:
-    """Returns the learning rate of AutoPrune's auxiliary parameters; where epochs are short, it takes a large one."""
-    return {"digits": 4.0, "mnist_5k": 2.0}.get(dataset, 0.5)
+def gates(dataset: DataName, model: ModelName | None = None) -> dict[str, Any]:
+    """Returns how AutoPrune's auxiliary parameters of weights are trained from scratch; `None` is LeNet-300-100.
+
+    Where epochs are short, it takes a large learning rate. The gradients of LeNet-5's differ by two orders of magnitude
+    from layer to layer: with one learning rate, nearly nothing is left of its first layer.
+    """
+    if model == "lenet5":
+        factors = {"Conv_0": 0.02, "Conv_1": 0.2, "Dense_1": 0.1}
+        return {"rate": 2.0, "penalty": 6e-4, "factors": factors}
+    return {"rate": {"digits": 4.0, "mnist_5k": 2.0}.get(dataset, 0.5), "penalty": 1e-3, "factors": {}}
 
 
 def filled(options: Chosen, preset: dict[str, Any]) -> Chosen:

@@ -57,7 +57,7 @@ class Config(Options):
 
 def main(config: Config) -> Path:
     """Trains every network, writes report, figures and logs, and returns the folder they are in."""
-    preset = {"rate": setup.gates(config.dataset), "pretrained_rate": 0.1, "unit_rate": 0.5}
+    preset = {**setup.gates(config.dataset, config.model), "pretrained_rate": 0.1, "unit_rate": 0.5}
     config = setup.filled(config, preset | PRESETS.get(config.dataset, {}))
     dataset, model, recipe = setup.resolve(config)
     staging.check(recipe.cycles)

@@ -155,7 +155,9 @@ TOTAL = sum(SIZES.values()) + 80 + 30 + 3
 def bench(tmp_path_factory):
     """A bench on random images, whose dense networks are trained once."""
     recipe = Recipe(epochs=9, batch_size=8, learning_rate=0.05, seeds=2, cycles=3)
-    options = Options(block=(4, 2), calibration=16, rate=20.0, unit_rate=20.0, pretrained_rate=20.0)
+    options = Options(
+        block=(4, 2), calibration=16, rate=20.0, penalty=1e-3, factors={}, unit_rate=20.0, pretrained_rate=20.0
+    )
     return Bench(tiny(), WIDE, recipe, tmp_path_factory.mktemp("bench"), options)
 
 
