@@ -42,7 +42,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
     "vgg11": models.Vgg11,
     "vgg16": models.Vgg16,
     "vgg-like": models.VggLike,
-    "wrn-16-2": lambda classes: models.WideResNet(classes, 16, (16, 32, 64, 128)),
+    "wrn-16-2": models.WideResNet16x2,
     "wrn-16-8": models.WideResNet,
     "wrn-28-10": models.WideResNet28x10,
     "alexnet": models.AlexNet,

@@ -151,7 +151,7 @@ NETWORKS = {
     "vgg11": ((32, 32, 3), 10, 9_750_922, None, partial(vgg_size, (1, 1, 2, 2, 2), False)),
     "vgg16": ((32, 32, 3), 10, 15_245_130, "3.1e+08", partial(vgg_size, (2, 2, 3, 3, 3), False)),
     "vgg-like": ((32, 32, 3), 10, 14_991_946, "3.13e+08", partial(vgg_size, (2, 2, 3, 3, 3), True)),
-    "wrn-16-2": ((28, 28, 1), 10, None, None, partial(wide_resnet_size, 16, channels=1, side=28)),
+    "wrn-16-2": ((32, 32, 3), 100, 704_420, None, partial(wide_resnet_size, 16)),
     "wrn-16-8": ((32, 32, 3), 100, 11_012_036, None, partial(wide_resnet_size, 16)),
     "wrn-28-10": ((32, 32, 3), 100, 36_546_980, None, partial(wide_resnet_size, 28)),
     "alexnet": ((224, 224, 3), 1000, 61_100_840, "7.1e+08", alexnet_size),

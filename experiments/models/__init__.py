@@ -10,7 +10,7 @@ from experiments.models.layers import Conv, Dense, one_by_one
 from experiments.models.lenets import LeNet5, LeNet300100, ReluLeNet5
 from experiments.models.mobile import InvertedResidual, MobileNetV2
 from experiments.models.plain import AlexNet, ConvNet, MediumConv, SmallConv, ValidAlexNet
-from experiments.models.residual import Block, Bottleneck, ResNet50, WideResNet, WideResNet28x10
+from experiments.models.residual import Block, Bottleneck, ResNet50, WideResNet, WideResNet16x2, WideResNet28x10
 from experiments.models.sizes import (
     multiplied,
     multiply_adds,
@@ -42,6 +42,7 @@ __all__ = [
     "Vgg16",
     "VggLike",
     "WideResNet",
+    "WideResNet16x2",
     "WideResNet28x10",
     "multiplied",
     "multiply_adds",
