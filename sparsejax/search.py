@@ -97,7 +97,8 @@ def best_along(scores: jax.Array, kept: jax.Array, axes: tuple[int, ...]) -> jax
     >>> best_along(jnp.array([[1.0, 3.0], [2.0, 2.0]]), jnp.int32(1), (1,)).tolist()
     [[False, True], [True, False]]
     """
-    if len(axes) == 1 and scores.shape[axes[0]] <= _SMALL:
+    whole = jax.typeof(scores).sharding.spec[axes[0]] is None  # on one device: another's part cannot be sliced
+    if len(axes) == 1 and scores.shape[axes[0]] <= _SMALL and whole:
         return (scores == scores) & (_ranks(scores, axes[0]) < kept)
     _check_size(math.prod(scores.shape[axis] for axis in axes))
     if scores.ndim - 1 not in axes:

@@ -430,6 +430,15 @@ def test_eight_devices_give_the_mask_of_one_without_gathering(competition, axes)
             assert mask.sharding.is_equivalent_to(shardings[name], mask.ndim), name
 
 
+@pytest.mark.parametrize("axes", MESHES)
+def test_few_competitors_may_lie_on_several_devices(axes):
+    mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(MESHES[axes],) * 2)
+    scores = jnp.round(spread("gaussian", (16, 6), seed=9) * 4) / 4
+    run = jax.jit(lambda s: select.leafwise(s, 0.75, scope=select.per(-1)))
+    placed = jax.device_put(scores, NamedSharding(mesh, P("x", "y")))
+    np.testing.assert_array_equal(run(placed), run(scores))
+
+
 A = {"a": jnp.ones((6, 8)), "n": jnp.ones(3, jnp.int32)}
 
 
