@@ -151,7 +151,7 @@ def _free(found: Found) -> list[Claim]:
 
 def _recovering(found: Found) -> Claim:
     rows = {name: run.history[-1] for name, run in found.penalties.items()}
-    back = {name: float(np.mean(row["openings"]) / np.mean(row["closings"])) for name, row in rows.items()}
+    back = {name: float(np.mean(row["openings"]) / max(1.0, np.mean(row["closings"]))) for name, row in rows.items()}
     return Claim(
         "a pruned weight comes back less often under L2 than without a penalty, and under L1 less often still",
         "section 3.4",

@@ -152,7 +152,7 @@ class Copies:
         state = copies, jax.vmap(self.descent.init)(copies["params"])
         done, found = 0, []
         for images, labels in training:
-            state = self._steps(*state, masks, images, labels)
+            state = self._steps(jax.random.key(done), *state, masks, images, labels)
             done += len(labels)
             if done in marks:
                 found.append(self.losses_of(state[0], batches))
@@ -208,11 +208,12 @@ class Copies:
     def _losses_of_each(self, copies, images, labels):
         return jax.lax.map(lambda variables: self.loss(variables, images, labels), copies)
 
-    def _several_steps(self, copies, opt_states, masks, images, labels):
-        """Returns every copy, and its optimizer's state, some steps later."""
+    def _several_steps(self, key, copies, opt_states, masks, images, labels):
+        """Returns every copy, and its optimizer's state, some steps later; they drop the same inputs."""
+        keys = jax.random.split(key, len(labels))
 
-        def objective(params, state, images, labels):
-            rngs = {"dropout": jax.random.key(0)}
+        def objective(params, state, images, labels, key):
+            rngs = {"dropout": key}
             variables = {"params": params, **state}
             logits, state = self.model.apply(variables, self.normalize(images), True, mutable=list(state), rngs=rngs)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), state
@@ -227,7 +228,7 @@ class Copies:
 
         def one(copy):
             variables, opt_state, mask = copy
-            return jax.lax.scan(partial(step, mask), (variables, opt_state), (images, labels))[0]
+            return jax.lax.scan(partial(step, mask), (variables, opt_state), (images, labels, keys))[0]
 
         return jax.lax.map(one, (copies, opt_states, masks))
 
