@@ -118,7 +118,7 @@ class Options:
 
 
 def gates(dataset: DataName, model: ModelName | None = None) -> dict[str, Any]:
-    """Returns how AutoPrune's auxiliary parameters of weights are trained from scratch; `None` is LeNet-300-100.
+    """Returns how AutoPrune's auxiliary parameters of weights are trained from scratch; `None` is any but LeNet-5.
 
     Where epochs are short, it takes a large learning rate. The gradients of LeNet-5's differ by two orders of magnitude
     from layer to layer: with one learning rate, nearly nothing is left of its first layer.

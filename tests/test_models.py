@@ -30,6 +30,7 @@ from experiments.models import (
     Vgg16,
     VggLike,
     WideResNet,
+    WideResNet16x2,
     WideResNet28x10,
 )
 
@@ -151,7 +152,7 @@ NETWORKS = {
     "vgg11": ((32, 32, 3), 10, 9_750_922, None, partial(vgg_size, (1, 1, 2, 2, 2), False)),
     "vgg16": ((32, 32, 3), 10, 15_245_130, "3.1e+08", partial(vgg_size, (2, 2, 3, 3, 3), False)),
     "vgg-like": ((32, 32, 3), 10, 14_991_946, "3.13e+08", partial(vgg_size, (2, 2, 3, 3, 3), True)),
-    "wrn-16-2": ((32, 32, 3), 100, 704_420, None, partial(wide_resnet_size, 16)),
+    "wrn-16-2": ((28, 28, 1), 10, None, None, partial(wide_resnet_size, 16, channels=1, side=28)),
     "wrn-16-8": ((32, 32, 3), 100, 11_012_036, None, partial(wide_resnet_size, 16)),
     "wrn-28-10": ((32, 32, 3), 100, 36_546_980, None, partial(wide_resnet_size, 28)),
     "alexnet": ((224, 224, 3), 1000, 61_100_840, "7.1e+08", alexnet_size),
@@ -201,6 +202,7 @@ def test_sizes_of_the_papers(name):
         (WideResNet(100, widths=(16, 49, 99, 198)), (32, 32, 3), 1_665_210),
         (WideResNet(100, widths=(16, 50, 99, 198)), (32, 32, 3), 1_669_046),
         (WideResNet(10, depth=10, widths=(4, 4, 6, 6)), (8, 8, 1), wide_resnet_size(10, (4, 4, 6, 6), 10, 1)[0]),
+        (WideResNet16x2(100), (32, 32, 3), 704_420),
         (WideResNet28x10(10), (32, 32, 3), 36_489_290),
         (WideResNet28x10(10, depth=10, widths=(4, 4, 6, 6)), (8, 8, 1), wide_resnet_size(10, (4, 4, 6, 6), 10, 1)[0]),
         (VggLike(3, widths=(2,) * 13 + (5,)), (8, 8, 1), 18 + 12 * 36 + 13 * 6 + 2 * 5 + 15 + 15 + 3),

@@ -48,8 +48,10 @@ RECIPE = Recipe(epochs=3, batch_size=8, learning_rate=0.05, seeds=2)
 SHAPES = models.parameter_shapes(MODEL, (4, 4, 1))
 AROUND = {
     "gradual": lambda tx, target, seed: recipes.gradual_magnitude(tx, target, 0, 16, 8),
+    "global": lambda tx, target, seed: recipes.global_magnitude(tx, target, 0, 16, 8),
     "snip": lambda tx, target, seed: recipes.snip(tx, target),
     "set": lambda tx, target, seed: recipes.set_(tx, target, 16, 8, seed=seed),
+    "random": lambda tx, target, seed: recipes.random_pruning(tx, target, seed=seed),
 }
 
 
@@ -67,7 +69,7 @@ def test_a_recipe_in_the_training_loop_meets_its_target_for_every_seed(name):
         pruned = {leaf: values != 0 for leaf, values in kernels(run.params, seed).items()}
         counts = {leaf: int(mask.sum()) for leaf, mask in pruned.items()}
         sizes = {leaf: mask.size for leaf, mask in pruned.items()}
-        if name == "snip":
+        if name in ("global", "snip"):
             assert sum(counts.values()) == oracles.kept(0.75, sum(sizes.values()))
         elif name == "set":  # what was born in a dead unit lives, and is zero
             assert all(0 < count <= oracles.kept(0.75, sizes[leaf]) for leaf, count in counts.items())
@@ -84,7 +86,7 @@ def test_a_recipe_that_begins_sparse_trains_no_dense_network():
     params = MODEL.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)))["params"]
     begun = {name: through_training(RECIPE, AROUND[name], target).init(jax.random.key(1), params) for name in AROUND}
     kept = {name: np.count_nonzero(trained.params["Dense_0"]["kernel"]) for name, trained in begun.items()}
-    assert kept == {"gradual": 192, "snip": 192, "set": 48}
+    assert kept == {"gradual": 192, "global": 192, "snip": 192, "set": 48, "random": 192}
     method = through_training(RECIPE, AROUND["set"], target)
     assert float(jax.grad(lambda t: method.forward(t)["Dense_0"]["kernel"].sum())(begun["set"]).draw) == 0
 
