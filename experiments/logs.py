@@ -6,19 +6,17 @@
 * `snapshots/`: the finalised networks of single epochs, by Orbax.
 """
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-import chex
 import flax.linen as nn
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments import processes
+from experiments import processes, remembered
 from experiments.methods import Method, Recipe, settings
 from experiments.splits import Dataset
 from experiments.steps import Networks, State
@@ -45,17 +43,9 @@ def describe(
             "validation": dataset.validation.describe(),
         },
         "recipe": settings(recipe),
-        "initial": processes.from_first(lambda: None if initial is None else _fingerprint(initial)),
+        "initial": processes.from_first(lambda: None if initial is None else remembered.fingerprint(initial)),
         "config": config or {},
     }
-
-
-def _fingerprint(tree: chex.ArrayTree) -> str:
-    """Returns a short hash of the leaves' contents."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(tree):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
 
 
 class Nowhere:

@@ -18,6 +18,7 @@ import numpy as np
 
 import sparsejax as sj
 from experiments import evaluation, models, results, stages, steps, timing, unit_groups
+from experiments.remembered import once
 from experiments.results import Measured, spread
 from experiments.stages import Stages
 from experiments.steps import Networks
@@ -97,6 +98,16 @@ def without(workshop: Stages, start: Run, budget: Budget, floor: float) -> tuple
     Returns:
       The units of every seed that stay, and `{"zero" | "mean": networks}` with that in the place of the others.
     """
+    size = workshop.recipe.batch_size
+    count = min(BATCHES, len(workshop.dataset.train) // size)
+    remove = partial(_without, workshop, start, budget, floor, count)
+    return once(workshop.directory / "removed", (start.networks, budget, floor, size, count), remove)
+
+
+def _without(
+    workshop: Stages, start: Run, budget: Budget, floor: float, count: int
+) -> tuple[list[Kept], dict[str, Networks]]:
+    """Does what `without` says, on a number of training batches."""
     data, size = workshop.dataset, workshop.recipe.batch_size
     graph, loss = unit_groups.graph(workshop.model, workshop.image), _loss(workshop.model, data.mean, data.std)
 
@@ -106,7 +117,6 @@ def without(workshop: Stages, start: Run, budget: Budget, floor: float) -> tuple
         remove = partial(sj.units.remove, graph, variables, kept, stats=stats, unfolded="drop")
         return kept, {replace: remove(replace) for replace in ("zero", "mean")}
 
-    count = min(BATCHES, len(data.train) // size)
     order = np.random.default_rng(0).permutation(len(data.train))[: count * size]
     batches = [data.train.read(indices) for indices in np.split(order, count)]
     kept, networks = [], {"zero": [], "mean": []}

@@ -8,7 +8,7 @@ Every network sees the same number of epochs in all, in cosine cycles. One-shot 
 for all cycles but the last, and fine-tune it for the last one; the others are trained from scratch for all of them, and
 have pruned what they prune when the last one begins. Nothing here is chosen by looking at test accuracy: every network
 has the same recipe, methods have their papers' settings or our defaults, and the test split is used once. A run that
-was killed is started again with the same words: what is finished is read from disk.
+was killed is started again with the same words, on as many cores or others: what is finished is read from disk.
 """
 
 import dataclasses

@@ -7,6 +7,7 @@ import re
 from functools import partial
 from typing import get_args
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,7 @@ from experiments import (
     models,
     profiles,
     published,
+    remembered,
     results,
     setup,
     shrinking,
@@ -215,6 +217,43 @@ def test_a_network_is_cut_to_what_is_left_of_its_units(bench):
     function, variables = shrinking.small(bench, nothing)
     assert variables["params"]["Dense_0"]["kernel"].shape == (16, 1)
     np.testing.assert_array_equal(function(variables, images), np.zeros((5, 3)))
+
+
+def test_what_was_computed_once_is_found_again(tmp_path):
+    counter, of = itertools.count(1), ({"kernel": jnp.ones(3)}, 7)
+
+    def compute():
+        tree = {"kernel": jnp.full((2, 2), next(counter) / 3), "alive": np.array([True, False])}
+        return [tree, {}], {"mean": (tree["kernel"].astype(jnp.bfloat16), {"batch_stats": {}})}
+
+    first = remembered.once(tmp_path / "new", of, compute)
+    assert next(counter) == 2
+    again = remembered.once(tmp_path / "new", of, compute)
+    chex.assert_trees_all_equal(again, first)
+    chex.assert_trees_all_equal(first, jax.tree.map(np.asarray, ([{**first[0][0]}, {}], first[1])))
+    np.testing.assert_array_equal(first[0][0]["kernel"], np.full((2, 2), 1 / 3, np.float32))
+    assert next(counter) == 3
+    other = remembered.once(tmp_path / "new", ({"kernel": jnp.ones(3)}, 8), compute)
+    assert other[0][0]["kernel"][0, 0] == np.float32(4 / 3)
+    (tmp_path / "new" / f"{remembered.fingerprint(of)}.safetensors").write_bytes(b"{}")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        remembered.once(tmp_path / "new", of, compute)
+
+
+def test_the_same_units_are_removed_when_an_experiment_goes_on(bench, tmp_path):
+    # On another number of cores sums have other bits, and the run that started from the first ones would be refused.
+    workshop = dataclasses.replace(bench, directory=tmp_path)
+    remove = partial(shrinking.without, workshop, bench.start, shrinking.multiply_adds(bench, 0.5), 0.0)
+    kept, networks = remove()
+    (file,) = tmp_path.glob("removed/*")
+    stored = sj.storage.load(file).params
+    nearly = jax.tree.map(lambda leaf: leaf * np.float32(1 + 1e-6) if leaf.dtype == np.float32 else leaf, stored)
+    sj.storage.save(file, nearly)
+    chex.assert_trees_all_equal(remove(), nearly)
+    sj.storage.save(file, stored)
+    chex.assert_trees_all_equal(remove(), (kept, networks))
+    smaller, _ = shrinking.without(workshop, bench.start, shrinking.multiply_adds(bench, 0.25), 0.0)
+    assert sum(map(np.sum, jax.tree.leaves(smaller))) < sum(map(np.sum, jax.tree.leaves(kept)))
 
 
 # Findings ------------------------------------------------------------------------------------------------------------
