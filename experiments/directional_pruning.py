@@ -46,7 +46,7 @@ DECAYS = {
     "every 30": rates.drops_every(30),
 }
 
-# What each data set is trained with unless the command line says otherwise; see also `setup.AVERAGING`.
+# What each data set is trained with unless the command line says otherwise; see also `setup.averaging`.
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {"epochs": 300},
     "mnist_5k": {"model": "lenet5-relu", "epochs": 60},
@@ -160,7 +160,7 @@ def main(config: Config) -> Path:
 
 def settle(config: Config) -> Config:
     """Returns the configuration with the paper's setting, or the data set's preset, where the user left a choice."""
-    rate, c = setup.AVERAGING[config.dataset]
+    rate, c = setup.averaging(config.dataset, config.model)
     preset = {"mus": (0.4, 0.51, 0.6, 0.7), "decay": "linear", "seeds": 3, "learning_rate": rate, "c": c}
     preset |= PRESETS[config.dataset]
     return setup.filled(config, preset | setup.published(config, PAPER))

@@ -51,7 +51,7 @@ def main(config: Config) -> Path:
         units.append(thin_row(bench, config.share))
         shares = sorted({config.target, *config.sweep})
         rows = {share: list(contenders.networks(bench, METHODS, share)) for share in shares}
-        averaged = list(stages.averaged_rows(bench, config.dataset, config.mus))
+        averaged = list(stages.averaged_rows(bench, *setup.averaging(config.dataset, config.model), config.mus))
     nearest = min(averaged, key=lambda network: abs(network.sparsity.mean() - 100 * config.target))
     report = describe(config, [*controls, *rows[config.target], nearest, *units], cut)
     print(report)

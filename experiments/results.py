@@ -108,7 +108,9 @@ def measure(
       A `Measured`.
     """
     scores = training.evaluate(model, run.params, run.model_state, dataset.test, dataset)
-    networks = [jax.tree.map(lambda leaf, i=i: leaf[i], run.params) for i in range(len(run.failed))]
+    # A NaN, of a network that failed, is no zero.
+    countable = jax.tree.map(lambda leaf: np.nan_to_num(leaf, nan=1.0), run.params)
+    networks = [jax.tree.map(lambda leaf, i=i: leaf[i], countable) for i in range(len(run.failed))]
     products = models.multiply_adds(model, dataset.test.image_shape)
     reports = tuple(
         sj.report.count(params, where=lambda name, _: name in pruned, multiply_adds=products, asked=asked)

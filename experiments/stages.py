@@ -7,7 +7,7 @@ from functools import partial
 import flax.linen as nn
 
 import sparsejax as sj
-from experiments import gating, pruning, rates, setup
+from experiments import gating, pruning, rates
 from experiments.gating import Rule
 from experiments.methods import Method, Recipe, dense
 from experiments.results import Measured
@@ -84,9 +84,8 @@ def after(first: Run, second: Run) -> Run:
     return dataclasses.replace(second, seconds=first.seconds + second.seconds)
 
 
-def averaged_rows(stages: Stages, dataset: str, mus: Sequence[float]) -> Iterator[Measured]:
+def averaged_rows(stages: Stages, rate: float, c: float, mus: Sequence[float]) -> Iterator[Measured]:
     """Yields gRDA's network for every mu, from scratch, without momentum and with the authors' learning rates."""
-    rate, c = setup.AVERAGING[dataset]
     recipe = dataclasses.replace(stages.recipe, learning_rate=rate, schedule=rates.half_then_linear)
     stages = dataclasses.replace(stages, recipe=recipe)
     for mu in mus:

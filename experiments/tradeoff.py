@@ -88,7 +88,7 @@ def find(bench: Bench, config: Config) -> Found:
     for compression, share in shares.items():
         for network in contenders.networks(bench, config.methods, share):
             rows.setdefault(network.name, {})[compression] = network
-    averaged = staging.averaged_rows(bench, config.dataset, config.mus)
+    averaged = staging.averaged_rows(bench, *setup.averaging(config.dataset, config.model), config.mus)
     return Found(start, dense, list(shares), rows, list(groups(bench, config.groups)), list(averaged))
 
 

@@ -219,6 +219,17 @@ def test_a_network_is_cut_to_what_is_left_of_its_units(bench):
     np.testing.assert_array_equal(function(variables, images), np.zeros((5, 3)))
 
 
+def test_a_network_that_failed_is_counted_and_marked(bench):
+    params = jax.tree.map(np.array, bench.start.params)
+    params["Dense_0"]["kernel"][0] = np.nan
+    params["Dense_1"]["kernel"][0, 0] = 0.0
+    network = bench.row("diverged", dataclasses.replace(bench.start, params=params, failed=[True, False]))
+    counted = [sum(np.count_nonzero(leaf[seed]) for leaf in jax.tree.leaves(params)) for seed in range(2)]
+    assert [report.nonzeros for report in network.reports] == counted
+    assert "| diverged (failed) |" in results.network_table([network])
+    assert not tradeoff_claims.counts(network, 1.0)
+
+
 def test_what_was_computed_once_is_found_again(tmp_path):
     counter, of = itertools.count(1), ({"kernel": jnp.ones(3)}, 7)
 
