@@ -132,10 +132,10 @@ def gates(dataset: DataName, model: ModelName | None = None) -> dict[str, Any]:
 def averaging(dataset: DataName, model: ModelName | None = None) -> tuple[float, float]:
     """Returns learning rate and c of gRDA; `None` is any network but LeNet-5.
 
-    At 0.2 LeNet-5, which has no ReLU behind its convolutions, diverges.
+    LeNet-5, which has no ReLU behind its convolutions, diverges at 0.1 and above.
     """
     rate, c = _AVERAGING[dataset]
-    return (0.1, 2 * c) if model == "lenet5" and rate > 0.1 else (rate, c)
+    return (0.05, c * rate / 0.05) if model == "lenet5" else (rate, c)
 
 
 def filled(options: Chosen, preset: dict[str, Any]) -> Chosen:
