@@ -72,7 +72,8 @@ def rows(workshop: Stages, start: Run, share: float) -> tuple[list[Measured], Cu
     """
     kept, removed = without(workshop, start, multiply_adds(workshop, share), FLOOR)
     found = []
-    for replace, (params, state) in removed.items():
+    for replace in ("zero", "mean"):
+        params, state = removed[replace]
         as_cut = dataclasses.replace(start, params=params, model_state=state)
         found.append(workshop.row(f"units replaced by {replace}s", as_cut))
     name = found[-1].name + ", fine-tuned"
